@@ -1,0 +1,215 @@
+"""Files on disk: written whole or not at all, and read without running what is in them."""
+
+import argparse
+import hashlib
+import os
+import pickletools
+import re
+import uuid
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+_ZIP_MAGIC = b"PK\x03\x04"
+# torch.save(..., _use_new_zipfile_serialization=False): a pickled long that marks the old format
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+class CheckpointError(RuntimeError):
+    """A file cannot be read or written, or is not what it should be; the message is one line."""
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well, and vanishes otherwise."""
+    if path.is_dir():
+        raise CheckpointError(f"cannot write {path}: it is a folder")
+    # A name of its own for every writer: two that share one would interleave their bytes.
+    # Not tempfile.mkstemp, which would leave the result readable by its owner alone.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"cannot write {path}: {_one_line(error)}") from error
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut (POSIX; Windows cannot open folders)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Delete the temporary files of writers that were killed. Only for the folder's one writer."""
+    for leftover in Path(folder).glob(".*." + "[0-9a-f]" * 8 + ".tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def save_checkpoint(obj: Any, path: str | os.PathLike) -> None:
+    """`torch.save`, whole or not at all: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        CheckpointError: the folder is missing, not writable or full; `path` is as it was before.
+    """
+    path = Path(path)
+    with _replacing(path) as file:
+        try:
+            torch.save(obj, file)
+        except RuntimeError as error:
+            # torch reports a full disk as RuntimeError; the OSError behind it says why
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise CheckpointError(f"cannot write {path}: {_one_line(reason)}") from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 text, whole or not at all. Raises CheckpointError as `save_checkpoint` does."""
+    with _replacing(Path(path)) as file:
+        file.write(text.encode("utf-8"))
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without running any code that it may hold.
+
+    Accepts what `torch.save` wrote (both formats) as long as it is a dict of tensors, plain
+    values, containers and `argparse.Namespace`, which the published checkpoints contain; and
+    `.safetensors` files, returned as a flat state dict.
+
+    Raises:
+        CheckpointError: missing, a folder, empty, truncated, no checkpoint, not a dict, or
+            holding an object of any other class, which is named and has not been executed.
+    """
+    path = Path(path)
+    _check_is_readable_file(path)
+    content = (
+        _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    )
+    if not isinstance(content, dict):
+        kind = f"{type(content).__module__}.{type(content).__qualname__}"
+        raise CheckpointError(f"{path}: expected a dict such as {{'model': ...}}, found {kind}")
+    return content
+
+
+def file_md5(path: str | os.PathLike) -> str:
+    """Hex md5 of a file, by which published checkpoints are identified (not a safety measure)."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {_one_line(error)}") from error
+
+
+def _check_is_readable_file(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, expected a checkpoint file")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a regular file")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty")
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = f"truncated, damaged or not a safetensors file ({_one_line(error)})"
+        raise CheckpointError(f"{path}: {reason}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        # what torch warns of here (pickle protocol, TorchScript) is an error below or harmless
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        # On foreign bytes the unpickler fails with whatever its opcodes trip over: KeyError,
+        # IndexError, struct.error, UnicodeDecodeError, ... All mean that the file is unusable.
+        except Exception as error:
+            raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read ({_one_line(error)})"
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive, expected a state dict saved with torch.save"
+    refused = _refused_object(path, error)
+    if refused:
+        return f"holds an object of {refused}, which was refused and not executed"
+    with open(path, "rb") as file:
+        start = file.read(len(_LEGACY_MAGIC))
+    if start.startswith(_ZIP_MAGIC) or start == _LEGACY_MAGIC:
+        return f"truncated, damaged or not written by torch.save ({_one_line(error)})"
+    return "not a checkpoint: torch.save did not write this file"
+
+
+def _refused_object(path: Path, error: Exception) -> str | None:
+    """`module.name` of what the safe loader refused, None where it failed for another reason."""
+    named = re.search(r"\bGLOBAL (\S*[^\s.]) ", str(error))  # a name that ends in a dot was cut off
+    if named:
+        # torch leaves `builtins.` out
+        return named[1] if "." in named[1] else f"builtins.{named[1]}"
+    if "Unsupported operand" not in str(error):
+        return None
+    # A pickle protocol that the safe loader cannot parse: list what it names, run nothing.
+    harmless = ("argparse.Namespace", "collections.OrderedDict", "torch.")
+    return next((name for name in _named_in_pickles(path) if not name.startswith(harmless)), None)
+
+
+def _named_in_pickles(path: Path) -> list[str]:
+    """The classes and functions a file's pickles name, as far as they can be parsed."""
+    names: list[str] = []
+    # genops raises all sorts on arbitrary bytes, and a ValueError behind the last pickle;
+    # what was found before that counts
+    with suppress(Exception), _open_pickles(path) as file:
+        while True:  # the old format is several pickles in a row
+            strings: list[str] = []
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.append(argument.replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(".".join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    return names
+
+
+@contextmanager
+def _open_pickles(path: Path) -> Iterator[BinaryIO]:
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        with archive.open(member) as file:
+            yield file
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first_sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return first_sentence[:200].strip() or type(error).__name__
