@@ -1,0 +1,31 @@
+"""Layers over [T, B, C, H, W]; each can be taken on its own."""
+
+from qkformer.layers.attention import (
+    QKAttention,
+    QKChannelAttention,
+    QKTokenAttention,
+    SpikingSelfAttention,
+)
+from qkformer.layers.block import MIXERS, Residual, SpikingBlock, depthwise_conv, drop_path
+from qkformer.layers.conv_bn_neuron import ConvBNNeuron
+from qkformer.layers.mlp import SpikingMLP
+from qkformer.layers.patch_embed import SPEDS, SPS, Conv3x3, EmbedSpec, SPSSpec
+
+__all__ = [
+    "MIXERS",
+    "SPEDS",
+    "SPS",
+    "SPSSpec",
+    "Conv3x3",
+    "ConvBNNeuron",
+    "EmbedSpec",
+    "QKAttention",
+    "QKChannelAttention",
+    "QKTokenAttention",
+    "Residual",
+    "SpikingBlock",
+    "SpikingMLP",
+    "SpikingSelfAttention",
+    "depthwise_conv",
+    "drop_path",
+]

@@ -1,0 +1,147 @@
+"""Q-K token attention, Q-K channel attention, spiking self-attention; over [T, B, C, H, W].
+
+q, k, v are binary: each is a 1x1 convolution, BatchNorm and a neuron. Source: QKFormer
+(arXiv 2403.16552) and its release; SSA: Spikformer (ICLR 2023).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from qkformer.layers.conv_bn_neuron import ConvBNNeuron
+from qkformer.neurons import LIF, SpikingNeuron
+
+MASK_THRESHOLD = 0.5  # of the neuron behind a sum or product of spikes (`attn_lif` in the release)
+
+
+class QKAttention(nn.Module):
+    """mask * k, where the mask is a neuron fed with sums of q; then a projection.
+
+    Args:
+        dim: channels C.
+        num_heads: C is split into this many heads.
+        neuron: makes a neuron; called with ``v_threshold`` for the mask's.
+        out_neuron: end in a neuron (spikes), or in BatchNorm (membrane current).
+
+    Shape: spikes [T, B, C, H, W] -> the same.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``.
+    """
+
+    summed_over: tuple[int, ...]  # axes of q [T, B, heads, C / heads, H, W]
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        neuron: Callable[..., SpikingNeuron] = LIF,
+        out_neuron: bool = True,
+    ):
+        super().__init__()
+        self.num_heads = check_heads(dim, num_heads)
+        self.q = ConvBNNeuron(dim, dim, neuron=neuron())
+        self.k = ConvBNNeuron(dim, dim, neuron=neuron())
+        self.mask_neuron = neuron(v_threshold=MASK_THRESHOLD)
+        self.proj = ConvBNNeuron(dim, dim, bias=True, neuron=neuron() if out_neuron else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(2, (self.num_heads, -1))
+        k = self.k(x).unflatten(2, (self.num_heads, -1))
+        mask = self.mask_neuron(q.sum(self.summed_over, keepdim=True))
+        return self.proj((mask * k).flatten(2, 3))
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}"
+
+
+class QKTokenAttention(QKAttention):
+    """QKTA: q, summed over each head's channels, decides which tokens of k pass.
+
+    Arguments, shapes and errors: :class:`QKAttention`. O(N) memory, O(C) time for the mask.
+    """
+
+    summed_over = (3,)
+
+
+class QKChannelAttention(QKAttention):
+    """QKCA: q, summed over the tokens, decides which channels of k pass.
+
+    Arguments, shapes and errors: :class:`QKAttention`. O(C) memory, O(N) time for the mask.
+    """
+
+    summed_over = (4, 5)
+
+
+class SpikingSelfAttention(nn.Module):
+    """SSA: neuron(scale * q k^T v) per head, then a projection. No softmax.
+
+    Args:
+        dim, num_heads, neuron, out_neuron: as for QKTokenAttention.
+        scale: factor on the product; None for none.
+        qkv_bias: biases in the convolutions of q, k, v.
+        ssa: "fixed", or "original" for the attention as QKFormer first released it. There the last
+            neuron was given [T * B, C, N] and ran through T * B steps, so that its membrane
+            potential passes from sample to sample and an output depends on the rest of the batch.
+            QKFormer's released weights were trained so, and the published ImageNet accuracies
+            (78.80, 82.04, 84.22 %) need it; see the README.
+
+    Shape: spikes [T, B, C, H, W] -> the same.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``; ``ssa`` is neither of the two, or
+            "original" without the last neuron.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        scale: float | None = 0.125,
+        qkv_bias: bool = False,
+        ssa: Literal["fixed", "original"] = "fixed",
+        neuron: Callable[..., SpikingNeuron] = LIF,
+        out_neuron: bool = True,
+    ):
+        super().__init__()
+        if ssa not in ("fixed", "original"):
+            raise ValueError(f"ssa must be 'fixed' or 'original', got {ssa!r}")
+        if ssa == "original" and not out_neuron:
+            raise ValueError("ssa='original' is a fault of the last neuron; there is none here")
+        self.num_heads = check_heads(dim, num_heads)
+        self.scale = scale
+        self.ssa = ssa
+        self.q = ConvBNNeuron(dim, dim, bias=qkv_bias, neuron=neuron())
+        self.k = ConvBNNeuron(dim, dim, bias=qkv_bias, neuron=neuron())
+        self.v = ConvBNNeuron(dim, dim, bias=qkv_bias, neuron=neuron())
+        self.attn_neuron = neuron(v_threshold=MASK_THRESHOLD)
+        self.proj = ConvBNNeuron(dim, dim, bias=True, neuron=neuron() if out_neuron else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # [T,B,h,d,N]
+        d, n = q.shape[-2:]
+        # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d.
+        attn = (v @ k.mT) @ q if d <= n else v @ (k.mT @ q)
+        if self.scale is not None:
+            attn = attn * self.scale
+        attn = self.attn_neuron(attn).reshape(x.shape)
+        if self.ssa == "original":  # T * B steps of one sample
+            return self.proj(attn.flatten(0, 1).unsqueeze(1)).view(x.shape)
+        return self.proj(attn)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[T, B, C, H, W] -> [T, B, heads, C / heads, N]"""
+        return x.flatten(3).unflatten(2, (self.num_heads, -1))
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, scale={self.scale}, ssa={self.ssa}"
+
+
+def check_heads(dim: int, num_heads: int) -> int:
+    """``num_heads``, or ValueError if it does not divide ``dim``."""
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads must divide the {dim} channels, got {num_heads}")
+    return num_heads

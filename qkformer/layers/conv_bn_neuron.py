@@ -1,0 +1,100 @@
+"""conv -> BatchNorm -> (max pool) -> (neuron) over [T, B, C, H, W].
+
+The one place where time folds into batch. Everything a model computes goes through it, but for the
+attention products.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qkformer.neurons import SpikingNeuron
+
+
+class ConvBNNeuron(nn.Module):
+    """Convolution, BatchNorm, optional 2x max pool (kernel 3), optional neuron.
+
+    Args:
+        in_chans, out_chans: channels.
+        kernel_size: odd; padding keeps the resolution.
+        stride, groups, bias: of the convolution.
+        pool: where the max pool halves the resolution: before the neuron, after it, or nowhere.
+        neuron: multi-step neuron; None leaves the membrane current.
+
+    Shape: [T, B, C, H, W] -> [T, B, C', H', W'] with H' = ceil(H / downsampling).
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        pool: Literal["before", "after"] | None = None,
+        neuron: SpikingNeuron | None = None,
+    ):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_chans,
+            out_chans,
+            kernel_size,
+            stride,
+            padding=kernel_size // 2,
+            groups=groups,
+            bias=bias,
+        )
+        self.bn = nn.BatchNorm2d(out_chans)
+        self.pool = pool
+        self.neuron = neuron
+
+    @property
+    def downsampling(self) -> int:
+        """Factor by which the layer lowers the resolution."""
+        return self.conv.stride[0] * (2 if self.pool else 1)
+
+    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """
+        Args:
+            x: [T, B, C, H, W], or [1, B, C, H, W] for an input that is the same at every time step.
+            time_steps: T, to which such an input is repeated: after the pool, before the neuron.
+        """
+        steps = time_steps or len(x)
+        if steps > len(x) and isinstance(self.bn, nn.SyncBatchNorm):
+            x = x.expand(steps, *x.shape[1:])  # its sample count is known to the other ranks only
+        fold = x.shape[:2]
+        y = self._batch_norm(self.conv(x.flatten(0, 1)), repeats=steps // len(x))
+        if self.pool == "before":
+            y = _max_pool(y)
+        y = y.unflatten(0, fold)
+        y = y.expand(steps, *y.shape[1:])
+        if self.neuron is not None:
+            y = self.neuron(y)
+        if self.pool == "after":
+            y = _max_pool(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+        return y
+
+    def _batch_norm(self, x: Tensor, repeats: int) -> Tensor:
+        """BatchNorm of [B, C, H, W] that counts every sample ``repeats`` times.
+
+        Mean and variance of a batch do not change when it is repeated, nor do the gradients. The
+        running variance does: it is the unbiased one, n / (n - 1), of n = B H W or repeats B H W.
+        """
+        bn = self.bn
+        if repeats == 1 or not (bn.training and bn.track_running_stats):
+            return bn(x)
+        past = bn.running_var.clone()
+        y = bn(x)
+        momentum = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
+        past = past * (1 - momentum)
+        n = x.numel() // x.shape[1]
+        unbias = repeats * (n - 1) / (repeats * n - 1)
+        bn.running_var.copy_(past + (bn.running_var - past) * unbias)
+        return y
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)

@@ -1,0 +1,105 @@
+"""Models by name: timm's registry, and one way to build what it names."""
+
+import difflib
+import inspect
+import math
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, is_model, model_entrypoint
+from timm.models import list_models as timm_list_models
+
+from qkformer.models.base import SpikingTransformer
+
+MODULES = ("qkformer", "spikformer", "maxformer")
+TIMM_OPTIONS = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"}
+TIMM_OPTIONS |= {"out_indices", "feature_cls"}
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def create_model(name: str, **kwargs: Any) -> SpikingTransformer:
+    """Build a registered model.
+
+    ``timm.create_model(name, **kwargs)`` builds the same, but that timm drops arguments that are
+    None: say ``attn_scale=1.0`` there for SSA without scaling.
+
+    Args:
+        name: one of :func:`list_models`.
+        kwargs: arguments of the model's class, over the variant's own; see
+            :class:`~qkformer.models.qkformer.QKFormer` and
+            :class:`~qkformer.models.base.SpikingTransformer`.
+
+    Raises:
+        ValueError: no such model, or an argument has no such value.
+        TypeError: no such argument.
+    """
+    if name not in list_models():
+        raise ValueError(f"there is no model {name!r}{_did_you_mean(name, list_models())}")
+    return model_entrypoint(name)(**kwargs)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered models that match a shell pattern."""
+    return sorted(
+        name
+        for module in MODULES
+        for name in timm_list_models(pattern, module=module)
+        if is_model(name)
+    )
+
+
+def build(
+    cls: type[SpikingTransformer],
+    variant: str,
+    pretrained: bool,
+    defaults: dict[str, Any],
+    kwargs: dict[str, Any],
+) -> SpikingTransformer:
+    """What every registered function does: ``cls(**defaults, **kwargs)``, as timm builds models."""
+    accepted = {
+        parameter.name
+        for base in cls.__mro__
+        if issubclass(base, SpikingTransformer)
+        for parameter in inspect.signature(base.__init__).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    for name in kwargs:
+        if name not in accepted | TIMM_OPTIONS:
+            raise TypeError(f"{variant} takes no argument {name!r}{_did_you_mean(name, accepted)}")
+    return build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
+        **{**defaults, **kwargs},
+    )
+
+
+def image_cfg(size: int = 224, num_classes: int = 1000, **kwargs: Any) -> dict[str, Any]:
+    """timm's description of a model's input: ImageNet unless told otherwise."""
+    return {
+        "num_classes": num_classes,
+        "input_size": (3, size, size),
+        "crop_pct": 224 / 256,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stages.0.embed.convs.0.conv",
+        "classifier": "head",
+        **kwargs,
+    }
+
+
+def cifar_cfg() -> dict[str, Any]:
+    return image_cfg(32, 10, crop_pct=1.0, mean=CIFAR_MEAN, std=CIFAR_STD)
+
+
+def dvs_cfg() -> dict[str, Any]:
+    """Event frames: [T, 2, 128, 128] counts, as stored."""
+    return image_cfg(128, 10, input_size=(2, 128, 128), crop_pct=1.0, mean=(0, 0), std=(1, 1))
+
+
+def _did_you_mean(name: str, known) -> str:
+    nearest = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

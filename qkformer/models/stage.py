@@ -1,0 +1,144 @@
+"""Stages of a model: how they are written down, and the module they become."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from qkformer.layers.block import SpikingBlock, Wiring
+from qkformer.layers.patch_embed import SPEDS, SPS, EmbedSpec, SPSSpec
+from qkformer.neurons import SpikingNeuron
+
+EmbedFunction = Callable[[int], EmbedSpec]  # channels -> embedding
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A patch embedding followed by ``depth`` equal blocks on ``dim`` channels."""
+
+    embed: EmbedSpec | SPSSpec
+    dim: int
+    depth: int
+    mixer: str
+    num_heads: int
+    mlp_ratio: float
+
+
+def hierarchy(
+    embed_dim: int,
+    depths: Sequence[int],
+    mixers: Sequence[str],
+    *,
+    num_heads: int,
+    mlp_ratio: float,
+    stem: EmbedFunction,
+    between: EmbedFunction,
+    patch_embed: str = "speds",
+) -> list[Stage]:
+    """Stages whose width doubles from one to the next, up to ``embed_dim``.
+
+    Args:
+        depths, mixers: blocks and token mixer of each stage.
+        num_heads, mlp_ratio: of every block.
+        stem, between: the first embedding, and those between stages.
+        patch_embed: "speds", or "sps" for the same convolutions without the deformed shortcut.
+
+    Raises:
+        ValueError: unknown ``patch_embed``; as many mixers as depths are needed.
+    """
+    if patch_embed not in ("speds", "sps"):
+        raise ValueError(f"patch_embed must be 'speds' or 'sps', got {patch_embed!r}")
+    if len(depths) != len(mixers):
+        raise ValueError(f"mixers {tuple(mixers)} and depths {tuple(depths)} differ in length")
+    stages = []
+    for i, (depth, mixer) in enumerate(zip(depths, mixers, strict=True)):
+        dim = embed_dim // 2 ** (len(depths) - 1 - i)
+        embed = between(dim) if i else stem(dim)
+        if patch_embed == "sps":
+            embed = embed.without_shortcut()
+        stages.append(Stage(embed, dim, depth, mixer, num_heads, mlp_ratio))
+    return stages
+
+
+class SpikingStage(nn.Module):
+    """Patch embedding, then blocks; recomputed in backward under gradient checkpointing.
+
+    Args:
+        in_chans: channels of the input.
+        stage: the description.
+        stem: the input is an image or event frame.
+        wiring, neuron, ssa_options: as for :class:`~qkformer.layers.SpikingBlock`.
+        drop_rates: ``drop_path`` of each block.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        stage: Stage,
+        *,
+        stem: bool,
+        wiring: Wiring,
+        neuron: Callable[..., SpikingNeuron],
+        drop_rates: Sequence[float],
+        ssa_options: dict,
+    ):
+        super().__init__()
+        if isinstance(stage.embed, SPSSpec):
+            self.embed = SPS(in_chans, stage.embed, neuron=neuron)
+        else:
+            self.embed = SPEDS(in_chans, stage.embed, wiring=wiring, stem=stem, neuron=neuron)
+        self.blocks = nn.Sequential(
+            *(
+                SpikingBlock(
+                    stage.dim,
+                    stage.num_heads,
+                    mixer=stage.mixer,
+                    mlp_ratio=stage.mlp_ratio,
+                    wiring=wiring,
+                    neuron=neuron,
+                    drop_path=drop_rate,
+                    ssa_options=ssa_options,
+                )
+                for drop_rate in drop_rates
+            )
+        )
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """[T, B, C, H, W], or [1, B, C, H, W] to be repeated -> [T, B, C', H', W']"""
+        run = _recomputed if self.grad_checkpointing and self.training else _called
+        x = run(self.embed, x, time_steps)
+        for block in self.blocks:
+            x = run(block, x)
+        return x
+
+
+def _called(module: nn.Module, *inputs) -> Tensor:
+    return module(*inputs)
+
+
+def _recomputed(module: nn.Module, *inputs) -> Tensor:
+    """Gradient checkpointing that counts a batch once in BatchNorm's running statistics."""
+
+    def contexts():
+        return nullcontext(), _running_statistics_frozen(module)
+
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _running_statistics_frozen(module: nn.Module) -> Iterator[None]:
+    tracking = [
+        bn
+        for bn in module.modules()
+        if isinstance(bn, nn.modules.batchnorm._BatchNorm) and bn.track_running_stats
+    ]
+    for bn in tracking:
+        bn.track_running_stats = False
+    try:
+        yield
+    finally:
+        for bn in tracking:
+            bn.track_running_stats = True

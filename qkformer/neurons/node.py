@@ -1,0 +1,155 @@
+"""LIF, IF and PLIF as modules.
+
+They are SpikingJelly ``MemoryModule``s, so its monitors, ``set_step_mode`` and ``reset_net`` work on
+them. In multi-step mode (``step_mode="m"``, the default) a call on [T, ...] starts at the reset
+potential and leaves no state behind; there is nothing to reset between batches. In single-step mode
+(``step_mode="s"``) a call takes [...] and the membrane potential ``v`` stays until ``reset_net``.
+"""
+
+import math
+
+import torch
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+
+from qkformer.neurons import functional, reference
+
+
+class SpikingNeuron(base.MemoryModule):
+    """What LIF, IF and PLIF share. Subclasses define ``reciprocal_tau``.
+
+    Args:
+        v_threshold: the neuron fires when its membrane potential reaches this value.
+        v_reset: membrane potential at the start and after a spike.
+        alpha: steepness of the sigmoid surrogate gradient.
+        step_mode: "m" for input [T, ...], "s" for one time step [...].
+        backend: "auto", "torch" or "cupy"; the multi-step implementation.
+
+    Raises:
+        ValueError: threshold not above reset, alpha not positive, unknown step mode or backend.
+        RuntimeError: the backend cannot run here.
+    """
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        v_reset: float = 0.0,
+        alpha: float = 4.0,
+        step_mode: str = "m",
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if not v_threshold > v_reset:
+            raise ValueError(f"v_threshold must exceed v_reset, got {v_threshold} and {v_reset}")
+        if not alpha > 0:
+            raise ValueError(f"alpha must be positive, got {alpha}")
+        self.v_threshold, self.v_reset, self.alpha = v_threshold, v_reset, alpha
+        self.step_mode = step_mode
+        self.backend = functional.check_backend(backend)
+        self.register_memory("v", v_reset)
+
+    @property
+    def reciprocal_tau(self) -> float | Tensor | None:
+        """1 / tau, None without leak."""
+        raise NotImplementedError
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Spikes [T, ...] of currents [T, ...]."""
+        return functional.spike_sequence(
+            x_seq,
+            reciprocal_tau=self.reciprocal_tau,
+            threshold=self.v_threshold - self.v_reset,
+            alpha=self.alpha,
+            backend=self.backend,
+        )
+
+    def materialize_states(self, inputs: tuple, states: tuple, step_mode: str) -> tuple:
+        """SpikingJelly's hook: turn the initial scalar ``v`` into a tensor like one step's input."""
+        x = inputs[0] if step_mode == "s" else inputs[0][0]
+        (v,) = states
+        if not isinstance(v, Tensor):
+            v = torch.full_like(x, v, dtype=reference.membrane_dtype(x.dtype))
+        if v.shape != x.shape:
+            raise ValueError(
+                f"single-step input {tuple(x.shape)} does not fit the membrane potential "
+                f"{tuple(v.shape)} of the steps before: call functional.reset_net first"
+            )
+        return (v,)
+
+    def single_step_functional_forward(self, inputs: tuple, states: tuple) -> tuple[tuple, tuple]:
+        """SpikingJelly's hook: (x,), (v,) -> (spikes,), (v,); all shapes equal."""
+        spikes, v = reference.step(
+            inputs[0],
+            states[0],
+            reciprocal_tau=self.reciprocal_tau,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            alpha=self.alpha,
+        )
+        return (spikes,), (v,)
+
+    def extra_repr(self) -> str:
+        return (
+            f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, alpha={self.alpha}, "
+            f"step_mode={self.step_mode}, backend={self.backend}"
+        )
+
+
+class LIF(SpikingNeuron):
+    """Leaky integrate-and-fire neuron: ``h = v + (x - (v - v_reset)) / tau``.
+
+    Args:
+        tau: membrane time constant in time steps, at least 1.
+        kwargs: those of :class:`SpikingNeuron`.
+
+    Shape: [T, ...] -> [T, ...], spikes in the input's dtype.
+    """
+
+    def __init__(self, tau: float = 2.0, **kwargs):
+        super().__init__(**kwargs)
+        if not tau >= 1:
+            raise ValueError(f"tau must be at least 1 time step, got {tau}")
+        self.tau = tau
+
+    @property
+    def reciprocal_tau(self) -> float:
+        return 1 / self.tau
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, {super().extra_repr()}"
+
+
+class IF(SpikingNeuron):
+    """Integrate-and-fire neuron, no leak: ``h = v + x``. Arguments of :class:`SpikingNeuron`."""
+
+    @property
+    def reciprocal_tau(self) -> None:
+        return None
+
+
+class PLIF(SpikingNeuron):
+    """LIF whose time constant is learned, one per layer: ``1 / tau = sigmoid(w)``.
+
+    Args:
+        init_tau: initial time constant in time steps, above 1.
+        kwargs: those of :class:`SpikingNeuron`.
+
+    Source: Fang et al., "Incorporating Learnable Membrane Time Constant ...", ICCV 2021.
+    """
+
+    def __init__(self, init_tau: float = 2.0, **kwargs):
+        super().__init__(**kwargs)
+        if not init_tau > 1:
+            raise ValueError(f"init_tau must exceed 1 time step, got {init_tau}")
+        self.init_tau = init_tau
+        self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1)))
+
+    @property
+    def reciprocal_tau(self) -> Tensor:
+        return self.w.sigmoid()
+
+    def extra_repr(self) -> str:
+        return f"init_tau={self.init_tau}, {super().extra_repr()}"
+
+
+NEURONS: dict[str, type[SpikingNeuron]] = {"lif": LIF, "if": IF, "plif": PLIF}
