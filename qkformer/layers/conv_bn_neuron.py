@@ -92,7 +92,8 @@ class ConvBNNeuron(nn.Module):
         past = past * (1 - momentum)
         n = x.numel() // x.shape[1]
         unbias = repeats * (n - 1) / (repeats * n - 1)
-        bn.running_var.copy_(past + (bn.running_var - past) * unbias)
+        # .data: autograd keeps the buffer for backward, though it reads it in eval mode only
+        bn.running_var.data.copy_(past + (bn.running_var - past) * unbias)
         return y
 
 

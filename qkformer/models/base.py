@@ -94,15 +94,21 @@ class SpikingTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images or frames -> [T, B, C, h, w]: spikes, or sums of spikes under "aba"."""
+        """Images or frames -> [T, B, C, h, w].
+
+        Sums of spikes under "aba", spikes under "pa", membrane currents under "ms".
+        """
         x, time_steps = self._time_first(x)
         for stage in self.stages:
             x = stage(x, time_steps)
-        return self._final_neuron(x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[T, B, C, h, w] -> logits [B, num_classes], or the pooled features [B, C]."""
-        x = x.mean((0, 3, 4))
+        x = x.mean((3, 4))
+        if self.head_neuron is not None:
+            x = self.head_neuron(x)
+        x = x.mean(0)
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(
@@ -119,24 +125,21 @@ class SpikingTransformer(nn.Module):
         Args:
             x: images or frames, as for ``forward``.
             indices: stages: a list, the last n, or None for all.
-            norm: apply the neuron before the head ("ms" models) to the last stage's output.
+            norm: must be False; the models have no norm behind their last stage.
             stop_early: do not run stages behind the last one wanted.
             output_fmt: "NCHW".
             intermediates_only: leave out the final features [T, B, C, h, w].
         """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        if output_fmt != "NCHW" or norm:
+            raise ValueError(f"only output_fmt='NCHW', norm=False; got {output_fmt!r}, {norm}")
         wanted, last = feature_take_indices(len(self.stages), indices)
         x, time_steps = self._time_first(x)
         intermediates = []
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x, time_steps)
             if i in wanted:
-                final = norm and i == len(self.stages) - 1
-                intermediates.append((self._final_neuron(x) if final else x).mean(0))
-        if intermediates_only:
-            return intermediates
-        return self._final_neuron(x), intermediates
+                intermediates.append(x.mean(0))
+        return intermediates if intermediates_only else (x, intermediates)
 
     def get_classifier(self) -> nn.Module:
         return self.head
@@ -186,9 +189,6 @@ class SpikingTransformer(nn.Module):
                 f"got {list(x.shape)}"
             )
         return (x.transpose(0, 1), x.shape[1]) if frames else (x.unsqueeze(0), self.T)
-
-    def _final_neuron(self, x: Tensor) -> Tensor:
-        return x if self.head_neuron is None else self.head_neuron(x)
 
 
 def _check_options(

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import math
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

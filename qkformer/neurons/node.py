@@ -1,9 +1,10 @@
 """LIF, IF and PLIF as modules.
 
-They are SpikingJelly ``MemoryModule``s, so its monitors, ``set_step_mode`` and ``reset_net`` work on
+They are SpikingJelly ``MemoryModule``s: its monitors, ``set_step_mode`` and ``reset_net`` work on
 them. In multi-step mode (``step_mode="m"``, the default) a call on [T, ...] starts at the reset
-potential and leaves no state behind; there is nothing to reset between batches. In single-step mode
-(``step_mode="s"``) a call takes [...] and the membrane potential ``v`` stays until ``reset_net``.
+potential and leaves no state behind; there is nothing to reset between batches. In single-step
+mode (``step_mode="s"``) a call takes [...] and the membrane potential ``v`` stays until
+``reset_net``.
 """
 
 import math
@@ -64,7 +65,7 @@ class SpikingNeuron(base.MemoryModule):
         )
 
     def materialize_states(self, inputs: tuple, states: tuple, step_mode: str) -> tuple:
-        """SpikingJelly's hook: turn the initial scalar ``v`` into a tensor like one step's input."""
+        """SpikingJelly's hook: turn the initial scalar ``v`` into a tensor like the input."""
         x = inputs[0] if step_mode == "s" else inputs[0][0]
         (v,) = states
         if not isinstance(v, Tensor):

@@ -8,8 +8,8 @@ One time step of a neuron with membrane potential ``v`` and input current ``x``:
     reset    v = v_reset where s = 1, h elsewhere   (hard reset, outside the gradient)
 
 The derivative of the step function in ``fire`` is replaced in backward by that of
-``sigmoid(alpha * (h - v_threshold))``. Source: QKFormer (arXiv 2403.16552) with the constants of its
-release; PLIF: Fang et al., ICCV 2021.
+``sigmoid(alpha * (h - v_threshold))``. Source: QKFormer (arXiv 2403.16552) with the constants of
+its release; PLIF: Fang et al., ICCV 2021.
 """
 
 import torch
