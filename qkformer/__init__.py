@@ -1,7 +1,15 @@
 """QKFormer and its relatives: spiking vision transformers for research and training."""
 
+from qkformer.checkpoint import CheckpointError, load_checkpoint, released_state_dict
 from qkformer.models import create_model, list_models
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "create_model", "list_models"]
+__all__ = [
+    "CheckpointError",
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "released_state_dict",
+]

@@ -1,0 +1,17 @@
+"""Checkpoints: atomic writing, reading without running code, published names."""
+
+from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint, save_checkpoint
+from qkformer.checkpoint.load import LoadReport, fitting_model, load_checkpoint
+from qkformer.checkpoint.released import NoPublishedNames, released_state_dict
+
+__all__ = [
+    "CheckpointError",
+    "LoadReport",
+    "NoPublishedNames",
+    "file_md5",
+    "fitting_model",
+    "load_checkpoint",
+    "read_checkpoint",
+    "released_state_dict",
+    "save_checkpoint",
+]

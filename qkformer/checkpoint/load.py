@@ -1,0 +1,278 @@
+"""Load weights into a model: our own files, and every layout in which the published ones circulate.
+
+A file is only ever loaded whole: keys that take no part in the published forward are dropped by
+name, anything else that does not fit is an error that shows the difference.
+"""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
+from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
+from qkformer.models import SpikingTransformer, create_model, list_models
+
+# md5 -> what is known of files whose links are dead
+KNOWN_FILES = {
+    "60df416983ae326bb14bdb4566444320": "QKFormer HST-10-384, ImageNet 224, 78.80 % (original SSA)",
+    "85dd1f94c87ba5ec908fed5d0a3f7f69": "QKFormer HST-10-512, ImageNet 224, 82.04 % (original SSA)",
+    "dc1595408ed1bd40346be2bdaf5015d5": "QKFormer HST-10-768, ImageNet 224, 84.22 % (original SSA)",
+    "ba20af8eb450d4ec9c71009fde8e7125": "QKFormer HST-10-768, ImageNet 288, 85.25 % (original SSA)",
+    "99a671118f67a680aa38b6ac5aae449a": "QKFormer HST-10-768, ImageNet 384, 85.65 % (original SSA)",
+}
+STATE_DICT_KEYS = ("model", "state_dict", "state_dict_ema")
+ACCURACY_KEYS = ("acc1", "max_test_acc1", "metric")  # ours, the DVS release's, timm's
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+HEAD = ("head.weight", "head.bias")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_checkpoint` did.
+
+    Attributes:
+        path, md5: of the file.
+        known_as: what the md5 is known to be; None for a file not listed.
+        state_dict_key: where the state dict was in the file; None for the file itself.
+        published: the keys were published names, not ours.
+        mapped: key in the file -> key in the model, of everything that was loaded.
+        dropped: keys that take no part in the published forward.
+        skipped: keys kept out: the head under ``skip_head``, what does not fit under
+            ``strict=False``.
+        missing: keys of the model that kept their value.
+        epoch, accuracy: as recorded in the file (top-1 in %), None where they are not.
+    """
+
+    path: str
+    md5: str
+    known_as: str | None
+    state_dict_key: str | None
+    published: bool
+    mapped: dict[str, str]
+    dropped: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    epoch: int | None = None
+    accuracy: float | None = None
+
+    def __str__(self) -> str:
+        names = "published" if self.published else "our own"
+        lines = [f"{self.path} (md5 {self.md5}): {len(self.mapped)} tensors, {names} names"]
+        if self.known_as:
+            lines.append(f"known as {self.known_as}")
+        if self.epoch is not None:
+            lines.append(f"epoch {self.epoch}")
+        if self.accuracy is not None:
+            lines.append(f"recorded top-1 {self.accuracy:.2f} %")
+        for what in ("dropped", "skipped", "missing"):
+            keys = getattr(self, what)
+            if keys:
+                lines.append(f"{what}: {_listed(keys)}")
+        return "; ".join(lines)
+
+
+def load_checkpoint(
+    model: SpikingTransformer,
+    path: str | os.PathLike,
+    *,
+    strict: bool = True,
+    skip_head: bool = False,
+    use_ema: bool = False,
+) -> LoadReport:
+    """Load a checkpoint's weights into ``model``.
+
+    Args:
+        model: one of this package's models.
+        path: a file of ours, of QKFormer, MS-QKFormer, Max-Former or Spikformer (training
+            checkpoints or bare state dicts, ``module.`` prefix or not), or .safetensors.
+        strict: refuse a file that does not fit; if False, load the tensors that do, and report.
+        skip_head: keep the model's own head, to fine-tune on other classes.
+        use_ema: take the averaged weights, ``state_dict_ema``.
+
+    Returns:
+        What was loaded, dropped and left alone, and what the file records of itself.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, holds no state dict, or does not fit; the
+            model is then unchanged.
+    """
+    if not isinstance(model, SpikingTransformer):
+        raise TypeError(f"expected a model of this package, got {type(model).__name__}")
+    content = read_checkpoint(path)
+    state_dict_key, state = _find_state_dict(content, path, use_ema)
+    own = model.state_dict()
+    published = not any(key in own for key in state if key not in HEAD)
+    names = dict.fromkeys(own)
+    dropped = []
+    if published:
+        try:
+            names = {key: name for key, (name, _) in released_names(model).items()}
+            dropped = unused_keys(model, state)
+        except NoPublishedNames as error:
+            raise CheckpointError(
+                f"{path}: the keys are not this model's, and it has no published names: {error}"
+                f"{_suggestion(state)}"
+            ) from error
+    names = {key: name or key for key, name in names.items()}
+    kept_out = {*dropped, *(HEAD if skip_head else ())}
+    difference = _difference(own, names, state, kept_out)
+    fitting = {
+        key: name
+        for key, name in names.items()
+        if name in state and name not in kept_out and _same_shape(state[name], own[key])
+    }
+    if difference and (strict or not fitting):
+        raise CheckpointError(_refusal(path, difference, state))
+    with torch.no_grad():
+        for key, name in fitting.items():
+            own[key].copy_(state[name].reshape(own[key].shape))
+    md5 = file_md5(path)
+    loaded = {*fitting.values(), *dropped}
+    return LoadReport(
+        path=str(path),
+        md5=md5,
+        known_as=KNOWN_FILES.get(md5),
+        state_dict_key=state_dict_key,
+        published=published,
+        mapped={name: key for key, name in fitting.items()},
+        dropped=dropped,
+        skipped=[name for name in state if name not in loaded],
+        missing=[key for key in own if key not in fitting],
+        epoch=_number(content, ("epoch",), int),
+        accuracy=_number(content, ACCURACY_KEYS, float),
+    )
+
+
+def _find_state_dict(
+    content: dict[str, Any], path: str | os.PathLike, use_ema: bool
+) -> tuple[str | None, dict[str, Tensor]]:
+    """Key in the file and the state dict, its keys without the prefixes of wrappers."""
+    candidates = STATE_DICT_KEYS[-1:] if use_ema else STATE_DICT_KEYS
+    where = next((key for key in candidates if isinstance(content.get(key), dict)), None)
+    if use_ema and where is None:
+        raise CheckpointError(f"{path}: there are no averaged weights (state_dict_ema) in it")
+    state = content if where is None else content[where]
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(
+            f"{path}: there is no state dict in it: neither under "
+            f"{', '.join(STATE_DICT_KEYS)} nor at the top, where the keys are "
+            f"{_listed([str(key) for key in content])}"
+        )
+    return where, {_unwrapped(key): value for key, value in state.items()}
+
+
+def _unwrapped(key: str) -> str:
+    while key.startswith(WRAPPERS):
+        key = key.partition(".")[2]
+    return key
+
+
+def _difference(
+    own: dict[str, Tensor],
+    names: dict[str, str],
+    state: dict[str, Tensor],
+    kept_out: set[str],
+) -> list[str]:
+    """A line for every key in which file and model differ."""
+    lines = []
+    for key, name in names.items():
+        if name in kept_out:
+            continue
+        ours = f"{key} {list(own[key].shape)}" if key != name else f"{list(own[key].shape)}"
+        if name not in state:
+            lines.append(f"  missing in the file: {name} (model: {ours})")
+        elif not _same_shape(state[name], own[key]):
+            lines.append(f"  {name}: {list(state[name].shape)} in the file, {ours} in the model")
+    known = kept_out.union(names.values())
+    lines += [
+        f"  only in the file: {name} {list(value.shape)}"
+        for name, value in state.items()
+        if name not in known
+    ]
+    return lines
+
+
+def _refusal(
+    path: str | os.PathLike, difference: list[str], state: dict[str, Tensor], most: int = 8
+) -> str:
+    shown = difference[:most]
+    if len(difference) > most:
+        shown.append(f"  ... and {len(difference) - most} more")
+    hint = _suggestion(state)
+    if all(line.strip().startswith(HEAD) for line in difference):
+        hint = "\nonly the head differs: build the model with the file's num_classes, or keep the "
+        hint += "model's own head (skip_head=True)"
+    return "\n".join([f"{path} does not fit the model in {len(difference)} keys:", *shown]) + hint
+
+
+def _suggestion(state: dict[str, Tensor]) -> str:
+    fitting = fitting_model(state)
+    return f"\nthe file fits {fitting}" if fitting else "\nno registered model fits the file"
+
+
+def fitting_model(state: dict[str, Tensor]) -> str | None:
+    """The call that builds the registered model a state dict fits, or None.
+
+    Args:
+        state: published names or ours.
+    """
+    if "head.weight" not in state:
+        return None
+    num_classes = len(state["head.weight"])
+    shapes = {key: _squeezed(value.shape) for key, value in state.items()}
+    for name, mlp_ratio in itertools.product(list_models(), (None, 1.0, 4.0)):
+        options = {"num_classes": num_classes}
+        if mlp_ratio is not None:
+            options["mlp_ratio"] = mlp_ratio
+        with torch.device("meta"):
+            model = create_model(name, **options)
+        for candidate, unused in _namings(model, state):
+            if candidate == {k: v for k, v in shapes.items() if k not in unused}:
+                if model.num_classes == model.pretrained_cfg["num_classes"]:
+                    del options["num_classes"]
+                arguments = [repr(name), *(f"{k}={v}" for k, v in options.items())]
+                return f"create_model({', '.join(arguments)})"
+    return None
+
+
+def _namings(
+    model: SpikingTransformer, state: dict[str, Tensor]
+) -> Iterator[tuple[dict[str, tuple[int, ...]], list[str]]]:
+    """Shapes of the model's keys and keys to leave out, under our and the published names."""
+    yield {key: _squeezed(value.shape) for key, value in model.state_dict().items()}, []
+    try:
+        names = released_names(model).values()
+        yield {name: _squeezed(shape) for name, shape in names}, unused_keys(model, state)
+    except NoPublishedNames:
+        return
+
+
+def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:
+    """Without trailing ones: Linear [C, D], Conv1d [C, D, 1] and Conv2d [C, D, 1, 1] are one."""
+    shape = tuple(shape)
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _same_shape(a: Tensor, b: Tensor) -> bool:
+    return _squeezed(a.shape) == _squeezed(b.shape)
+
+
+def _number(content: dict[str, Any], keys: Iterable[str], kind: type) -> Any:
+    """The first of these entries that is a number."""
+    for key in keys:
+        value = content.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return kind(value)
+    return None
+
+
+def _listed(keys: list[str], most: int = 6) -> str:
+    return ", ".join(keys[:most]) + (f", ... ({len(keys)} in all)" if len(keys) > most else "")
