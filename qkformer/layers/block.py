@@ -62,7 +62,7 @@ def drop_path(x: Tensor, probability: float) -> Tensor:
     """Stochastic depth on [T, B, ...]: zero whole samples, scale the others by 1 / (1 - p)."""
     # One mask per sample: a mask over the first two axes would drop single time steps.
     kept = torch.rand(1, x.shape[1], *[1] * (x.ndim - 2), device=x.device) >= probability
-    return x * (kept / (1 - probability)).to(x.dtype)
+    return x * (kept.to(x.dtype) / (1 - probability))
 
 
 def depthwise_conv(
