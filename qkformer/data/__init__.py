@@ -1,0 +1,1 @@
+"""Data sets, their loaders, and what happens to a whole batch on the device."""
