@@ -39,7 +39,8 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it may never have been there; the first error is the one to tell
+            temporary.unlink()
         if isinstance(error, OSError):
             raise CheckpointError(f"cannot write {path}: {_one_line(error)}") from error
         raise

@@ -202,7 +202,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
 
 
 def test_unwritable_targets_are_named(tmp_path):
-    for target in (tmp_path / "missing" / "last.pth", tmp_path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "missing" / "last.pth", tmp_path / "file" / "last.pth", tmp_path):
         with pytest.raises(CheckpointError, match="cannot write") as caught:
             save_checkpoint({}, target)
         assert str(target) in str(caught.value)

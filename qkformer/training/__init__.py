@@ -1,0 +1,1 @@
+"""From a configuration to trained weights: `qkformer.training.run` is the way in."""

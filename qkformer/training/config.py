@@ -1,0 +1,178 @@
+"""The configuration of a run: every key, its meaning and its limits.
+
+`Config` gathers the sections, each of which lives beside the code that it configures.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+import yaml
+
+import qkformer
+from qkformer.data.datasets import DATASETS, DataConfig
+from qkformer.data.transforms import AugmentationConfig
+from qkformer.training.optimizer import OptimizerConfig
+from qkformer.training.schedule import ScheduleConfig
+
+
+class ConfigError(ValueError):
+    """A key or an option that is unknown or impossible; the message is one line."""
+
+
+@dataclass
+class ModelConfig:
+    """The model, as qkformer.create_model builds it; null is the model's own default.
+
+    Args:
+        name: A registered model, one of qkformer.list_models().
+        T: Time steps.
+        ssa: Spiking self-attention, fixed or original (with the published leak between samples).
+        neuron: lif, if or plif.
+        mlp_ratio: Hidden width of the MLPs in units of their input's width.
+        drop_path_rate: Stochastic depth of the last block, 0 <= rate < 1; rises from 0 linearly.
+        backend: Implementation of the neurons; auto takes the fastest that runs here.
+        args: Any other argument of create_model, as in {embed_dim: 64, depths: [1, 1, 2]}.
+    """
+
+    name: str
+    T: int | None = None
+    ssa: Literal["fixed", "original"] | None = None
+    neuron: str | None = None
+    mlp_ratio: float | None = None
+    drop_path_rate: float | None = None
+    backend: Literal["auto", "torch", "cupy"] = "auto"
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in qkformer.list_models():
+            raise ValueError(
+                f"name: no model {self.name!r}{nearest(self.name, qkformer.list_models())}"
+            )
+        if self.T is not None and self.T < 1:
+            raise ValueError(f"T: must be at least 1, got {self.T}")
+        if self.mlp_ratio is not None and not 0 < self.mlp_ratio < math.inf:
+            raise ValueError(f"mlp_ratio: must be above 0, got {self.mlp_ratio}")
+        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate: must be in 0 <= rate < 1, got {self.drop_path_rate}")
+        for key in self.args:
+            if key in ("num_classes", "in_chans"):
+                raise ValueError(f"args.{key}: is given by the data set, leave it out")
+            if key in self.__dataclass_fields__:
+                raise ValueError(f"args.{key}: has a key of its own, model.{key}")
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for create_model, without those left to the model's default."""
+        own = {key: value for key, value in asdict(self).items() if key not in ("name", "args")}
+        return {key: value for key, value in own.items() if value is not None} | self.args
+
+
+@dataclass
+class LossConfig:
+    """Cross-entropy.
+
+    Args:
+        label_smoothing: Share of the target spread over all classes, in training only.
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing: must be in 0 <= value < 1, got {self.label_smoothing}"
+            )
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A training run.
+
+    Args:
+        epochs: Passes over the training data.
+        seed: Of the weights, the order of the data and every other random number.
+        model: Arguments of qkformer.create_model; null leaves one at the model's own default
+        data: Which images, how large, how many at once
+        augmentation: What is done to training images, a batch at a time
+        loss: Cross-entropy
+        optimizer: AdamW
+        schedule: Learning rate over time
+    """
+
+    epochs: int
+    seed: int = 0
+    model: ModelConfig
+    data: DataConfig
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs: must be at least 1, got {self.epochs}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: must be in 0 <= seed < 2**32, got {self.seed}")
+        if self.data.name not in DATASETS:
+            message = f"no data set {self.data.name!r}{nearest(self.data.name, DATASETS)}"
+            raise ValueError(f"data.name: {message}")
+        for key in ("warmup_lr", "min_lr"):
+            if getattr(self.schedule, key) > self.optimizer.lr:
+                message = f"must not be above optimizer.lr ({self.optimizer.lr})"
+                raise ValueError(f"schedule.{key}: {message}, got {getattr(self.schedule, key)}")
+
+
+SECTIONS = {part.name: part.type for part in fields(Config) if is_dataclass(part.type)}
+# These may change between two sittings of one run: they say where and how fast, not what.
+FREE_ON_RESUME = ("data.root", "data.workers", "model.backend")
+
+
+def key_types() -> dict[str, Any]:
+    """Every key in dotted form, sections included, with its type: model, model.name, ..."""
+    types = {}
+    for part in fields(Config):
+        types[part.name] = part.type
+        if part.name in SECTIONS:
+            types |= {f"{part.name}.{inner.name}": inner.type for inner in fields(part.type)}
+    return types
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, to be read again with --config."""
+    plain = asdict(config)
+    plain["optimizer"]["betas"] = list(config.optimizer.betas)  # YAML has no tuples
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys in which two configurations (as dicts) differ, as in "optimizer.lr: 0.1 -> 0.2"."""
+    old, new = _flat(old), _flat(new)
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and key not in FREE_ON_RESUME
+    ]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """ ", did you mean 'x'?" with the most similar valid name, "" if none is similar."""
+    valid = list(valid)
+    by_last_part = {key.rpartition(".")[2]: key for key in valid}
+    last_part = name.lstrip("-").rpartition(".")[2]
+    if last_part in by_last_part:  # the right key in the wrong section, or in none
+        return f", did you mean {by_last_part[last_part]!r}?"
+    close = difflib.get_close_matches(name, valid, n=1)
+    close += [by_last_part[key] for key in difflib.get_close_matches(last_part, by_last_part, n=1)]
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return leaves
