@@ -1,4 +1,4 @@
-"""Test a checkpoint on CIFAR10, or whatever --config says: python test.py --help."""
+"""Test a checkpoint on what --config describes, the digits demo unless given: test.py --help."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Train on CIFAR10, or whatever --config says: python train.py --help."""
+"""Train on what --config describes, the digits demo unless given: train.py --help."""
 
 from pathlib import Path
 

@@ -64,6 +64,9 @@ def digits(config: DataConfig) -> ImageData:
     """scikit-learn's handwritten digits: 1797 grey images of 8 x 8 pixels, part of that package.
 
     The split (1437 train, 360 test, classes balanced) is always the same, whatever the run's seed.
+
+    Raises:
+        DataError: scikit-learn is not installed, or `config.root` is set.
     """
     if config.root is not None:
         raise DataError("data.root: must be null for digits, which come with scikit-learn")

@@ -47,17 +47,21 @@ def parse_train(
     Raises:
         ConfigError: an unknown key, a wrong type, an impossible value, an unreadable file.
     """
-    parser = _parser("Train a model.")
+    parser = _parser(
+        "Train a model.", "[--output DIR] [--resume auto|none|PATH] [--device auto|cpu|cuda]"
+    )
     parser.add_argument(
         "--output",
+        metavar="DIR",
         type=str | None,
         help="Folder of the run (default: runs/NAME, for a configuration in NAME.yml).",
     )
     parser.add_argument(
         "--resume",
+        metavar="auto|none|PATH",
         default="auto",
         help="auto: continue the run in the output folder, if there is one; none: start anew, in "
-        "a folder without a run; a path: continue from that checkpoint (default: auto).",
+        "a folder without a run; a path: continue from that checkpoint.",
     )
     _add_shared(parser)
     parsed, files = _parse(parser, default_config, argv)
@@ -73,10 +77,18 @@ def parse_test(
     Raises:
         ConfigError: as parse_train; and a key of another section on the command line.
     """
-    parser = _parser("Test a checkpoint. Of the configuration, model.* and data.* act.")
-    parser.add_argument("--checkpoint", type=str | None, help="Checkpoint to test (required).")
+    parser = _parser(
+        "Test a checkpoint. Of the configuration, model.* and data.* act.",
+        "--checkpoint PATH [--output DIR] [--device auto|cpu|cuda]",
+    )
     parser.add_argument(
-        "--output", type=str | None, help="Folder of results.json (default: the checkpoint's)."
+        "--checkpoint", metavar="PATH", type=str | None, help="Checkpoint to test (required)."
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=str | None,
+        help="Folder of results.json (default: the checkpoint's).",
     )
     _add_shared(parser)
     for key in _options_given(argv):
@@ -91,10 +103,16 @@ def parse_test(
     return _config(parsed), TestOptions(checkpoint, output, parsed.device)
 
 
-def _parser(description: str) -> ArgumentParser:
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+def _parser(description: str, options: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        usage=f"%(prog)s [--config FILE] {options} [--KEY VALUE ...]",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--config",
+        metavar="FILE",
         action=ActionConfigFile,
         help="YAML file in place of the default one; given twice, the later one overrides.",
     )
@@ -106,7 +124,7 @@ def _add_shared(parser: ArgumentParser) -> None:
         "--device",
         default="auto",
         choices=["auto", "cpu", "cuda"],
-        help="auto takes CUDA where there is one (default: auto).",
+        help="auto takes CUDA where there is one.",
     )
     parser.add_class_arguments(Config)
 

@@ -157,7 +157,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" with the most similar valid name, "" if none is similar."""
+    """A question to end an error with, `, did you mean 'x'?`; empty where nothing is similar."""
     valid = list(valid)
     by_last_part = {key.rpartition(".")[2]: key for key in valid}
     last_part = name.lstrip("-").rpartition(".")[2]

@@ -60,7 +60,8 @@ class RunLog:
         self.folder = folder
         # what TensorBoard was told of an epoch that did not reach the checkpoint is withdrawn
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=len(history))
-        self._write_metrics(history)
+        if history:
+            self._write_metrics(history)
 
     def epoch(self, history: list[dict], epochs: int) -> None:
         """Write down the last epoch of `history`, one of `epochs` in all."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from qkformer.training.log import Progress
 
 STEPS_BETWEEN_CHECKS = 10  # reading the loss makes a GPU wait, so not every step
+NO_CHECKPOINT = "this epoch leaves no checkpoint, those of earlier ones are as they were"
 
 
 class TrainingError(RuntimeError):
@@ -127,7 +128,7 @@ def _check_losses(losses: Tensor, epoch: int, rates: list[float]) -> None:
         step = broken[0]
         raise TrainingError(
             f"the loss is {losses[step].item()} in step {step} of epoch {epoch} "
-            f"(learning rate {rates[step]:.3g})"
+            f"(learning rate {rates[step]:.3g}); {NO_CHECKPOINT}"
         )
 
 
@@ -135,4 +136,4 @@ def _check_weights(model: nn.Module, epoch: int) -> None:
     # a neuron fed with NaN falls silent, so NaN weights need not show in the loss
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise TrainingError(f"{name} is no longer finite after epoch {epoch}")
+            raise TrainingError(f"{name} is no longer finite after epoch {epoch}; {NO_CHECKPOINT}")

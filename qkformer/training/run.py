@@ -82,7 +82,8 @@ def run_training(config: Config, options: TrainOptions) -> RunState:
     log = RunLog(output, state.history)
     print(
         f"{config.model.name}, {_count_parameters(model):,} parameters, {config.data.name}: "
-        f"{len(data.train)} training and {len(data.test)} test images; on {_device_name(device)}"
+        f"{len(data.train)} training and {len(data.test)} test images; on {_device_name(device)}",
+        flush=True,
     )
 
     train_pass = partial(train_one_epoch, model, train_batches, optimizer, loss, device=device)
@@ -101,11 +102,11 @@ def run_training(config: Config, options: TrainOptions) -> RunState:
 
 def run_test(config: Config, options: TestOptions) -> dict:
     """Measure a checkpoint; the results, which results.json in the output folder holds too."""
-    this_process()
+    this_process()  # refuses several, which would each write the results
     device = _device(options.device)
-    _make_folder(options.output)
-    if not options.checkpoint.exists():
+    if not options.checkpoint.exists():  # before its folder is created as the default output
         raise ConfigError(f"--checkpoint {options.checkpoint}: no such file")
+    _make_folder(options.output)
     data = load_dataset(config.data)
     model = _create_model(config, data)
     report = qkformer.load_checkpoint(model, options.checkpoint)
@@ -144,7 +145,7 @@ def _errors_in_one_line(if_interrupted: str) -> Iterator[None]:
     except (ConfigError, DataError, CheckpointError) as error:
         status, message = 2, f"error: {error}"
     except TrainingError as error:
-        status, message = 1, f"error: {error}; the checkpoints of earlier epochs are untouched"
+        status, message = 1, f"error: {error}"
     except KeyboardInterrupt:
         status, message = 130, f"interrupted; {if_interrupted}"
     else:

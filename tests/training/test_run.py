@@ -1,0 +1,399 @@
+"""Whole runs on a few images: files, resume, refusals; and that testing confirms training."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from qkformer.checkpoint.io import file_md5, read_checkpoint
+from qkformer.data.datasets import DATASETS, ImageData
+from qkformer.training import run, state
+from qkformer.training.loop import TrainingError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+epochs: 4
+seed: 3
+model: {name: qkformer_4_384, T: 1, drop_path_rate: 0.1, args: {embed_dim: 16, num_heads: 2}}
+data: {name: few, image_size: 8, batch_size: 4}
+augmentation: {shift: 1}
+loss: {label_smoothing: 0.1}
+optimizer: {lr: 0.02, weight_decay: 0.05}
+schedule: {name: one_cycle, warmup_epochs: 1}
+"""
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+TIMES = ("seconds", "images_per_second")
+
+
+def few_images(config):
+    """Two kinds of image that are easily told apart, and a third class that is not there."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 99, (76, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(76) % 2
+    images[labels == 1, :, :4] += 150
+    train, test = (
+        TensorDataset(images[part], labels[part]) for part in (slice(0, 56), slice(56, 76))
+    )
+    return ImageData(train, test, num_classes=3, mean=(0.4,), std=(0.3,))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The models here are too small to share; several threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setitem(DATASETS, "few", few_images)
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "few.yml"
+    file.write_text(CONFIG)
+    return file
+
+
+def train(config, output, *options):
+    run.train(config, ["--output", str(output), "--device", "cpu", *options])
+
+
+def refused(config, output, *options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(config, output, *options)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    return error
+
+
+def stop_before(monkeypatch, epoch, error=KeyboardInterrupt):
+    """Let the next training stop when it comes to an epoch."""
+    real = run.train_one_epoch
+
+    def stopping(*args, **options):
+        if options["epoch"] == epoch:
+            monkeypatch.setattr(run, "train_one_epoch", real)
+            raise error
+        return real(*args, **options)
+
+    monkeypatch.setattr(run, "train_one_epoch", stopping)
+
+
+def metrics(output):
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in TIMES}
+        for line in lines
+    ]
+
+
+def assert_same(one, other):
+    """Equal to the bit, whatever the nesting."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one.keys() - set(TIMES):
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+def assert_same_run(one, other):
+    for name in ("last.pth", "best.pth"):
+        assert_same(read_checkpoint(one / name), read_checkpoint(other / name))
+    assert metrics(one) == metrics(other)
+
+
+# ------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_leaves_its_files_and_what_they_say_agrees(tmp_path, config, capsys):
+    output = tmp_path / "run"
+    train(config, output)
+    assert sorted(os.listdir(output)) == [
+        "best.pth",
+        "config.yml",
+        "last.pth",
+        "metrics.jsonl",
+        "tensorboard",
+    ]
+    lines = metrics(output)
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    names = "epoch train_lr train_loss train_acc1 test_loss test_acc1 test_acc5 n_parameters"
+    assert set(names.split()) <= lines[0].keys()
+    best = max(lines, key=lambda line: line["test_acc1"])
+    for name, line in (("last.pth", lines[-1]), ("best.pth", best)):
+        content = read_checkpoint(output / name)
+        assert (content["epoch"], content["acc1"]) == (line["epoch"], line["test_acc1"])
+    out = capsys.readouterr().out
+    assert out.count("test acc1") == out.count("best epoch") + out.count("last epoch") == 2
+    assert lines[0]["test_acc1"] < 60 < 90 < best["test_acc1"]
+
+
+@pytest.mark.parametrize("name", ["best.pth", "last.pth"])
+def test_testing_confirms_to_the_digit_what_training_reported(tmp_path, config, name, capsys):
+    output = tmp_path / "run"
+    train(config, output, "--epochs", "3")
+    checkpoint = output / name
+    # from the run's own configuration, which must be enough
+    run.test(output / "config.yml", ["--checkpoint", str(checkpoint), "--device", "cpu"])
+    results = json.loads((output / "results.json").read_text())
+    line = metrics(output)[results["epoch"]]
+    assert results["acc1"] == line["test_acc1"]
+    assert results["acc5"] == line["test_acc5"]
+    assert results["loss"] == line["test_loss"]
+    assert results["parameters"] == line["n_parameters"]
+    assert results["checkpoint_md5"] == file_md5(checkpoint)
+    assert results["images"] == 20
+    assert (results["model"], results["T"], results["ssa"]) == ("qkformer_4_384", 1, "fixed")
+    assert results["input_size"] == [1, 8, 8]
+    assert {"qkformer", "torch", "timm", "spikingjelly", "python"} == results["versions"].keys()
+    assert str(results["acc1"]) in capsys.readouterr().out
+
+
+def test_the_seed_decides_everything(tmp_path, config):
+    for name, seed in (("one", "1"), ("same", "1"), ("other", "2")):
+        train(config, tmp_path / name, "--epochs", "1", "--seed", seed)
+    assert_same_run(tmp_path / "one", tmp_path / "same")
+    assert metrics(tmp_path / "one") != metrics(tmp_path / "other")
+
+
+# ------------------------------------------------------------------------------------- resume
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    (folder / "few.yml").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(DATASETS, "few", few_images)
+        train(folder / "few.yml", folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("epochs", [[0], [2], [1, 2, 3]], ids=str)
+def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
+    tmp_path, config, monkeypatch, uninterrupted, epochs
+):
+    output = tmp_path / "run"
+    for epoch in epochs:
+        stop_before(monkeypatch, epoch)
+        with pytest.raises(SystemExit) as stop:
+            train(config, output)
+        assert stop.value.code == 130
+    torch.manual_seed(99)  # a new process would have other random numbers
+    train(config, output)
+    assert_same_run(output, uninterrupted)
+
+
+@pytest.mark.parametrize("kill", ["save_checkpoint", "save_best", "write_text", "epoch"])
+def test_a_run_killed_between_its_files_ends_the_same_too(
+    tmp_path, config, monkeypatch, uninterrupted, kill
+):
+    class Killed(BaseException):
+        """What no handler catches."""
+
+    def killed(*_, **__):
+        raise Killed
+
+    output = tmp_path / "run"
+    stop_before(monkeypatch, 2)
+    with pytest.raises(SystemExit):
+        train(config, output)
+    owner = {"save_checkpoint": state, "save_best": state.RunState, "write_text": run}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner.get(kill, run.RunLog), kill, killed)
+        train(config, output)
+    train(config, output)
+    assert_same_run(output, uninterrupted)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, config, capsys):
+    output = tmp_path / "run"
+    train(config, output, "--epochs", "1")
+    before = {name: file_md5(output / name) for name in ("last.pth", "best.pth", "metrics.jsonl")}
+    train(config, output, "--epochs", "1")
+    assert {name: file_md5(output / name) for name in before} == before
+    assert capsys.readouterr().out.count("last epoch (0)") == 2
+
+
+def test_resume_none_does_not_overwrite_a_run(tmp_path, config, capsys):
+    train(config, tmp_path / "run", "--epochs", "1", "--resume", "none")
+    error = refused(config, tmp_path / "run", "--resume", "none", capsys=capsys)
+    assert "last.pth of another run" in error
+    assert "--resume auto" in error
+
+
+@pytest.mark.parametrize("left", ["best.pth", "metrics.jsonl"])
+@pytest.mark.parametrize("resume", ["auto", "none"])
+def test_what_is_left_of_a_run_is_not_overwritten(tmp_path, config, capsys, left, resume):
+    (tmp_path / left).touch()
+    assert left in refused(config, tmp_path, "--resume", resume, capsys=capsys)
+
+
+def test_auto_does_not_go_on_with_a_run_of_another_configuration(tmp_path, config, capsys):
+    train(config, tmp_path / "run", "--epochs", "1")
+    before = file_md5(tmp_path / "run/config.yml")
+    error = refused(config, tmp_path / "run", "--optimizer.lr", "0.5", capsys=capsys)
+    assert "epochs: 1 -> 4" in error
+    assert "optimizer.lr: 0.02 -> 0.5" in error
+    assert file_md5(tmp_path / "run/config.yml") == before
+
+
+def test_where_and_how_fast_may_change(tmp_path, config, monkeypatch, uninterrupted):
+    stop_before(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        train(config, tmp_path / "run", "--data.root", "/here", "--model.backend", "torch")
+    train(config, tmp_path / "run", "--data.root", "/there")
+    assert metrics(tmp_path / "run") == metrics(uninterrupted)
+
+
+def test_a_path_goes_on_elsewhere_with_a_changed_configuration(tmp_path, config, capsys):
+    train(config, tmp_path / "old", "--epochs", "2")
+    before = {name: file_md5(tmp_path / "old" / name) for name in ("last.pth", "best.pth")}
+    train(config, tmp_path / "new", "--resume", str(tmp_path / "old/last.pth"))
+    assert "epochs: 2 -> 4" in capsys.readouterr().out
+    assert metrics(tmp_path / "new")[:2] == metrics(tmp_path / "old")
+    assert [line["epoch"] for line in metrics(tmp_path / "new")] == [0, 1, 2, 3]
+    assert read_checkpoint(tmp_path / "new/best.pth")["epoch"] >= 1
+    assert {name: file_md5(tmp_path / "old" / name) for name in before} == before
+
+
+def test_a_path_does_not_overwrite_another_run(tmp_path, config, capsys):
+    for name in ("one", "other"):
+        train(config, tmp_path / name, "--epochs", "1")
+    resume = ("--resume", str(tmp_path / "one/last.pth"))
+    assert "of another run" in refused(config, tmp_path / "other", *resume, capsys=capsys)
+
+
+def test_a_path_longer_than_the_training_changes_the_runs_own_length(tmp_path, config):
+    train(config, tmp_path / "run", "--epochs", "1")
+    own = str(tmp_path / "run/last.pth")
+    train(config, tmp_path / "run", "--epochs", "2", "--resume", own)
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [0, 1]
+
+
+def test_unusable_checkpoints_are_named(tmp_path, config, capsys):
+    output = tmp_path / "run"
+    train(config, output, "--epochs", "1")
+    best = str(output / "best.pth")
+    resume = ("--epochs", "1", "--resume")
+    error = refused(config, tmp_path / "new", *resume, best, capsys=capsys)
+    assert "no optimizer, random, history" in error
+    error = refused(config, tmp_path / "new", *resume, "nowhere.pth", capsys=capsys)
+    assert "nowhere.pth: no such file" in error
+    last = str(output / "last.pth")
+    wide = ("--model.args.embed_dim", "32")
+    error = refused(config, tmp_path / "new", *wide, *resume, last, capsys=capsys)
+    assert "does not fit" in error
+    data = (output / "last.pth").read_bytes()
+    (output / "last.pth").write_bytes(data[: len(data) // 2])
+    assert "truncated" in refused(config, output, "--epochs", "1", capsys=capsys)
+
+
+# ----------------------------------------------------------------------------- what goes wrong
+
+
+def test_training_that_fails_leaves_the_last_good_checkpoint(tmp_path, config, monkeypatch, capsys):
+    stop_before(monkeypatch, 2, TrainingError("the loss is nan"))
+    with pytest.raises(SystemExit) as stop:
+        train(config, tmp_path / "run")
+    assert stop.value.code == 1
+    assert "the loss is nan" in capsys.readouterr().err
+    assert read_checkpoint(tmp_path / "run/last.pth")["epoch"] == 1
+
+
+@pytest.mark.parametrize("output", ["file", "file/run", "/proc/run"])
+def test_an_impossible_output_folder_is_named(tmp_path, config, capsys, output):
+    (tmp_path / "file").touch()
+    error = refused(config, tmp_path / output, capsys=capsys)
+    assert f"--output {tmp_path / output}" in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there_is_an_error(tmp_path, config, capsys):
+    assert "--device cuda" in refused(config, tmp_path / "r", "--device", "cuda", capsys=capsys)
+
+
+def test_several_processes_are_refused_before_they_share_a_folder(
+    tmp_path, config, monkeypatch, capsys
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "single process" in refused(config, tmp_path / "run", capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [("nowhere.pth", "no such file"), (".", "folder"), ("few.yml", "not a checkpoint")],
+)
+def test_testing_names_a_checkpoint_it_cannot_read(tmp_path, config, capsys, checkpoint, message):
+    path = str(tmp_path / checkpoint)
+    with pytest.raises(SystemExit) as stop:
+        run.test(config, ["--checkpoint", path, "--output", str(tmp_path / "results")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert path in error and message in error
+
+
+# ------------------------------------------------------------------------------------ the doors
+
+
+def test_the_demo_runs_end_to_end_from_any_folder(tmp_path):
+    tiny = ["--model.args.embed_dim=16", "--model.T=1", "--data.image_size=8"]
+    shared = ["--config", str(ROOT / "configs/demo_digits.yml"), *tiny, "--device", "cpu"]
+    trained = door("train.py", *shared, "--output", "run", "--epochs", "2", folder=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.count("test loss") == 2
+    tested = door("test.py", *shared, "--checkpoint", "run/best.pth", folder=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    best = max(metrics(tmp_path / "run"), key=lambda line: line["test_acc1"])
+    assert results["acc1"] == best["test_acc1"]
+    assert results["images"] == 360
+
+
+def test_ctrl_c_ends_training_cleanly(tmp_path):
+    command = [sys.executable, "train.py", "--output", str(tmp_path), "--epochs", "500"]
+    tiny = ["--model.args.embed_dim=16", "--model.T=1", "--data.image_size=8", "--device=cpu"]
+    with subprocess.Popen(
+        command + tiny, cwd=ROOT / "cifar10", env=ONE_THREAD, stderr=subprocess.PIPE, text=True
+    ) as training:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "last.pth").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        training.send_signal(signal.SIGINT)
+        _, error = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert error.strip().splitlines()[-1].startswith("interrupted; --resume auto")
+    assert "Traceback" not in error
+    assert read_checkpoint(tmp_path / "last.pth")["epoch"] >= 0
+
+
+def door(script, *arguments, folder):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "cifar10" / script), *arguments],
+        cwd=folder,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
