@@ -1,7 +1,8 @@
 """Checkpoints: atomic writing, reading without running code, published names."""
 
+from qkformer.checkpoint.fit import fitting_model
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint, save_checkpoint
-from qkformer.checkpoint.load import LoadReport, fitting_model, load_checkpoint
+from qkformer.checkpoint.load import LoadReport, load_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_state_dict
 
 __all__ = [

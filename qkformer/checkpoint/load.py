@@ -1,21 +1,21 @@
 """Load weights into a model: our own files, and every layout in which the published ones circulate.
 
-A file is only ever loaded whole: keys that take no part in the published forward are dropped by
-name, anything else that does not fit is an error that shows the difference.
+Keys that take no part in the published forward are dropped by name; anything else that does not fit
+is an error that shows the difference.
 """
 
-import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qkformer.checkpoint.fit import HEAD, differences, refusal, same_shape, suggestion
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
-from qkformer.models import SpikingTransformer, create_model, list_models
+from qkformer.models import SpikingTransformer
 
 # md5 -> what is known of files whose links are dead
 KNOWN_FILES = {
@@ -28,7 +28,6 @@ KNOWN_FILES = {
 STATE_DICT_KEYS = ("model", "state_dict", "state_dict_ema")
 ACCURACY_KEYS = ("acc1", "max_test_acc1", "metric")  # ours, the DVS release's, timm's
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-HEAD = ("head.weight", "head.bias")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def load_checkpoint(
     state_dict_key, state = _find_state_dict(content, path, use_ema)
     own = model.state_dict()
     published = not any(key in own for key in state if key not in HEAD)
-    names = dict.fromkeys(own)
+    names = {key: key for key in own}
     dropped = []
     if published:
         try:
@@ -116,18 +115,17 @@ def load_checkpoint(
         except NoPublishedNames as error:
             raise CheckpointError(
                 f"{path}: the keys are not this model's, and it has no published names: {error}"
-                f"{_suggestion(state)}"
+                f"{suggestion(state)}"
             ) from error
-    names = {key: name or key for key, name in names.items()}
     kept_out = {*dropped, *(HEAD if skip_head else ())}
-    difference = _difference(own, names, state, kept_out)
+    difference = differences(own, names, state, kept_out)
     fitting = {
         key: name
         for key, name in names.items()
-        if name in state and name not in kept_out and _same_shape(state[name], own[key])
+        if name in state and name not in kept_out and same_shape(state[name], own[key])
     }
     if difference and (strict or not fitting):
-        raise CheckpointError(_refusal(path, difference, state))
+        raise CheckpointError(refusal(path, difference, state))
     with torch.no_grad():
         for key, name in fitting.items():
             own[key].copy_(state[name].reshape(own[key].shape))
@@ -171,98 +169,6 @@ def _unwrapped(key: str) -> str:
     while key.startswith(WRAPPERS):
         key = key.partition(".")[2]
     return key
-
-
-def _difference(
-    own: dict[str, Tensor],
-    names: dict[str, str],
-    state: dict[str, Tensor],
-    kept_out: set[str],
-) -> list[str]:
-    """A line for every key in which file and model differ."""
-    lines = []
-    for key, name in names.items():
-        if name in kept_out:
-            continue
-        ours = f"{key} {list(own[key].shape)}" if key != name else f"{list(own[key].shape)}"
-        if name not in state:
-            lines.append(f"  missing in the file: {name} (model: {ours})")
-        elif not _same_shape(state[name], own[key]):
-            lines.append(f"  {name}: {list(state[name].shape)} in the file, {ours} in the model")
-    known = kept_out.union(names.values())
-    lines += [
-        f"  only in the file: {name} {list(value.shape)}"
-        for name, value in state.items()
-        if name not in known
-    ]
-    return lines
-
-
-def _refusal(
-    path: str | os.PathLike, difference: list[str], state: dict[str, Tensor], most: int = 8
-) -> str:
-    shown = difference[:most]
-    if len(difference) > most:
-        shown.append(f"  ... and {len(difference) - most} more")
-    hint = _suggestion(state)
-    if all(line.strip().startswith(HEAD) for line in difference):
-        hint = "\nonly the head differs: build the model with the file's num_classes, or keep the "
-        hint += "model's own head (skip_head=True)"
-    return "\n".join([f"{path} does not fit the model in {len(difference)} keys:", *shown]) + hint
-
-
-def _suggestion(state: dict[str, Tensor]) -> str:
-    fitting = fitting_model(state)
-    return f"\nthe file fits {fitting}" if fitting else "\nno registered model fits the file"
-
-
-def fitting_model(state: dict[str, Tensor]) -> str | None:
-    """The call that builds the registered model a state dict fits, or None.
-
-    Args:
-        state: published names or ours.
-    """
-    if "head.weight" not in state:
-        return None
-    num_classes = len(state["head.weight"])
-    shapes = {key: _squeezed(value.shape) for key, value in state.items()}
-    for name, mlp_ratio in itertools.product(list_models(), (None, 1.0, 4.0)):
-        options = {"num_classes": num_classes}
-        if mlp_ratio is not None:
-            options["mlp_ratio"] = mlp_ratio
-        with torch.device("meta"):
-            model = create_model(name, **options)
-        for candidate, unused in _namings(model, state):
-            if candidate == {k: v for k, v in shapes.items() if k not in unused}:
-                if model.num_classes == model.pretrained_cfg["num_classes"]:
-                    del options["num_classes"]
-                arguments = [repr(name), *(f"{k}={v}" for k, v in options.items())]
-                return f"create_model({', '.join(arguments)})"
-    return None
-
-
-def _namings(
-    model: SpikingTransformer, state: dict[str, Tensor]
-) -> Iterator[tuple[dict[str, tuple[int, ...]], list[str]]]:
-    """Shapes of the model's keys and keys to leave out, under our and the published names."""
-    yield {key: _squeezed(value.shape) for key, value in model.state_dict().items()}, []
-    try:
-        names = released_names(model).values()
-        yield {name: _squeezed(shape) for name, shape in names}, unused_keys(model, state)
-    except NoPublishedNames:
-        return
-
-
-def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:
-    """Without trailing ones: Linear [C, D], Conv1d [C, D, 1] and Conv2d [C, D, 1, 1] are one."""
-    shape = tuple(shape)
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def _same_shape(a: Tensor, b: Tensor) -> bool:
-    return _squeezed(a.shape) == _squeezed(b.shape)
 
 
 def _number(content: dict[str, Any], keys: Iterable[str], kind: type) -> Any:

@@ -130,15 +130,12 @@ def _recomputed(module: nn.Module, *inputs) -> Tensor:
 
 @contextmanager
 def _running_statistics_frozen(module: nn.Module) -> Iterator[None]:
-    tracking = [
-        bn
-        for bn in module.modules()
-        if isinstance(bn, nn.modules.batchnorm._BatchNorm) and bn.track_running_stats
-    ]
-    for bn in tracking:
-        bn.track_running_stats = False
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    state = [(bn.momentum, bn.num_batches_tracked) for bn in norms]
+    for bn in norms:
+        bn.momentum, bn.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for bn in tracking:
-            bn.track_running_stats = True
+        for bn, (momentum, count) in zip(norms, state, strict=True):
+            bn.momentum, bn.num_batches_tracked = momentum, count

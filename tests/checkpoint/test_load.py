@@ -1,0 +1,205 @@
+"""Loading published and own files, and the refusals a user meets."""
+
+import argparse
+
+import pytest
+import torch
+from conftest import make_model
+from published import PUBLISHED, published_shapes, published_state
+from safetensors.torch import save_file
+
+import qkformer
+from qkformer import CheckpointError, load_checkpoint, released_state_dict
+from qkformer.checkpoint import NoPublishedNames, fitting_model, load
+from qkformer.checkpoint.released import unused_keys
+
+DVS = "dvs128gesture_hst_2_256"
+SMALL = dict(embed_dim=32, num_heads=4)
+
+
+def dvs_model(**options):
+    return qkformer.create_model("qkformer_2_256", **{**PUBLISHED[DVS][1], **options}).double()
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_published_names_and_shapes_there_and_back(case):
+    name, options = PUBLISHED[case]
+    with torch.device("meta"):
+        model = qkformer.create_model(name, **options)
+    shapes = {key: list(value.shape) for key, value in released_state_dict(model).items()}
+    published = published_shapes(case)
+    dropped = unused_keys(model, published)
+    assert shapes == {k: v for k, v in published.items() if k not in dropped}
+    assert bool(dropped) == case.startswith("spikformer")
+
+
+def test_every_weight_arrives_and_is_given_back(tmp_path):
+    state = published_state(DVS, seed=3)
+    torch.save({"model": state, "epoch": 7, "max_test_acc1": 98.26}, tmp_path / "a.pth")
+    model = dvs_model()
+    report = load_checkpoint(model, tmp_path / "a.pth")
+    assert equal(released_state_dict(model), state)
+    assert (report.epoch, report.accuracy, report.published) == (7, 98.26, True)
+    assert report.mapped["stage1.0.tssa.q_conv.weight"] == (
+        "stages.0.blocks.0.mixer.branch.q.conv.weight"
+    )
+    assert len(report.mapped) == len(state)
+    assert report.dropped == report.skipped == report.missing == []
+    assert "122 tensors" in str(report) and "98.26" in str(report)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda state: state,
+        lambda state: {"model": state, "args": argparse.Namespace(lr=1e-3), "optimizer": {}},
+        lambda state: {"state_dict": state, "metric": 96.2},
+        lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+        lambda state: {"model": {f"module._orig_mod.{k}": v for k, v in state.items()}},
+        lambda state: {"state_dict": {}, "state_dict_ema": state},
+    ],
+)
+@pytest.mark.parametrize("published", [True, False])
+def test_layouts(layout, published, tmp_path):
+    source = make_model("qkformer_2_256", **PUBLISHED[DVS][1])
+    state = released_state_dict(source) if published else source.state_dict()
+    torch.save(layout(dict(state)), tmp_path / "file.pth")
+    model = dvs_model()
+    use_ema = "state_dict_ema" in layout(dict(state))
+    report = load_checkpoint(model, tmp_path / "file.pth", use_ema=use_ema)
+    assert equal(model.state_dict(), source.state_dict())
+    assert report.published == published
+
+
+def test_safetensors(tmp_path):
+    source = make_model("qkformer_4_384", **SMALL)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    model = qkformer.create_model("qkformer_4_384", **SMALL).double()
+    report = load_checkpoint(model, tmp_path / "weights.safetensors")
+    assert equal(model.state_dict(), source.state_dict())
+    assert report.state_dict_key is None and report.epoch is None and report.accuracy is None
+
+
+def test_layers_outside_the_published_forward_are_dropped_by_name(tmp_path):
+    state = published_state("spikformer__cifar10dvs")
+    torch.save({"model": state}, tmp_path / "a.pth")
+    report = load_checkpoint(qkformer.create_model("spikformer_2_256"), tmp_path / "a.pth")
+    norms = {f"block.{b}.norm{n}.{w}" for b in "01" for n in "12" for w in ("weight", "bias")}
+    assert set(report.dropped) == norms | {"norm.weight", "norm.bias", "pos_embed"}
+    state["block.0.norm3.weight"] = torch.ones(3)
+    torch.save({"model": state}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"only in the file: block\.0\.norm3\.weight \[3\]"):
+        load_checkpoint(qkformer.create_model("spikformer_2_256"), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("model", "fits"),
+    [
+        (lambda: dvs_model(mlp_ratio=1.0), "'qkformer_2_256', num_classes=11, mlp_ratio=4.0"),
+        (lambda: qkformer.create_model("spikformer_2_256"), "'qkformer_2_256', num_classes=11"),
+        (lambda: qkformer.create_model("qkformer_4_384"), "'qkformer_2_256', num_classes=11"),
+        # no published names of its own
+        (lambda: qkformer.create_model("qkformer_2_256", mixers=("channel_qk",) * 2), "mlp_ratio"),
+    ],
+)
+def test_another_architecture_is_refused_and_the_right_one_named(model, fits, tmp_path):
+    torch.save({"model": published_state(DVS)}, tmp_path / "a.pth")
+    model = model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"the file fits create_model\(") as error:
+        load_checkpoint(model, tmp_path / "a.pth")
+    assert fits in str(error.value)
+    assert len(str(error.value).splitlines()) < 15
+    assert equal(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_every_published_file_is_recognised(case):
+    name, options = PUBLISHED[case]
+    arguments = [repr(name), *(f"{k}={v}" for k, v in options.items())]
+    assert fitting_model(published_state(case)) == f"create_model({', '.join(arguments)})"
+
+
+def test_a_file_that_fits_nothing(tmp_path):
+    torch.save({"fc.weight": torch.ones(3, 2)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="no registered model fits"):
+        load_checkpoint(dvs_model(), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="no registered model fits"):
+        load_checkpoint(dvs_model(), tmp_path / "a.pth", strict=False)
+
+
+def test_the_head_of_another_class_count(tmp_path):
+    torch.save({"model": published_state(DVS)}, tmp_path / "a.pth")
+    for num_classes in (10, 0):
+        model = dvs_model(num_classes=num_classes)
+        head = [p.clone() for p in model.head.parameters()]
+        with pytest.raises(CheckpointError, match="skip_head=True"):
+            load_checkpoint(model, tmp_path / "a.pth")
+        report = load_checkpoint(model, tmp_path / "a.pth", skip_head=True)
+        assert report.skipped == ["head.weight", "head.bias"]
+        assert all(torch.equal(a, b) for a, b in zip(head, model.head.parameters(), strict=True))
+        assert torch.equal(
+            model.stages[0].embed.convs[0].conv.weight,
+            published_state(DVS)["patch_embed1.proj_conv.weight"],
+        )
+
+
+def test_not_strict_loads_what_fits_and_says_so(tmp_path):
+    torch.save({"model": published_state(DVS)}, tmp_path / "a.pth")
+    model = dvs_model(mlp_ratio=1.0)
+    report = load_checkpoint(model, tmp_path / "a.pth", strict=False)
+    assert len(report.mapped) + len(report.missing) == len(model.state_dict())
+    assert "stages.0.blocks.0.mlp.branch.fc1.conv.weight" in report.missing
+    assert "stage1.0.mlp.mlp1_conv.weight" in report.skipped
+    assert "missing: stages" in str(report)
+
+
+def test_averaged_weights(tmp_path):
+    plain, averaged = published_state(DVS, 0), published_state(DVS, 1)
+    torch.save({"state_dict": plain, "state_dict_ema": averaged}, tmp_path / "a.pth")
+    model = dvs_model()
+    load_checkpoint(model, tmp_path / "a.pth")
+    assert equal(released_state_dict(model), plain)
+    report = load_checkpoint(model, tmp_path / "a.pth", use_ema=True)
+    assert equal(released_state_dict(model), averaged)
+    assert report.state_dict_key == "state_dict_ema"
+    torch.save({"state_dict": plain}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="state_dict_ema"):
+        load_checkpoint(model, tmp_path / "b.pth", use_ema=True)
+
+
+def test_known_files_are_named(tmp_path, monkeypatch):
+    torch.save({"model": published_state(DVS)}, tmp_path / "a.pth")
+    assert load_checkpoint(dvs_model(), tmp_path / "a.pth").known_as is None
+    md5 = qkformer.checkpoint.file_md5(tmp_path / "a.pth")
+    monkeypatch.setitem(load.KNOWN_FILES, md5, "an old friend")
+    report = load_checkpoint(dvs_model(), tmp_path / "a.pth")
+    assert report.known_as == "an old friend" and report.md5 == md5
+    assert "known as an old friend" in str(report)
+
+
+def test_a_file_without_a_state_dict(tmp_path):
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"no state dict.*epoch, optimizer"):
+        load_checkpoint(dvs_model(), tmp_path / "a.pth")
+
+
+def test_unpublished_models_have_no_published_names():
+    for options in ({"neuron": "plif"}, {"mixers": ("token_qk", "channel_qk")}):
+        with pytest.raises(NoPublishedNames):
+            released_state_dict(qkformer.create_model("qkformer_2_256", **options))
+    for name, options in (
+        ("ms_qkformer_2_256", {}),
+        ("spikformer_4_384", {"patch_embed": "speds"}),
+    ):
+        with pytest.raises(NoPublishedNames):
+            released_state_dict(qkformer.create_model(name, **options))
+
+
+def test_only_models_of_this_package():
+    with pytest.raises(TypeError, match="Linear"):
+        load_checkpoint(torch.nn.Linear(1, 1), "a.pth")

@@ -1,0 +1,127 @@
+"""Every published architecture, to the last digit, through load_checkpoint.
+
+The files in ``golden/`` hold what the published code computed in float64 from synthetic weights.
+"""
+
+import argparse
+
+import naive_qkformer
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from published import GOLDEN, PUBLISHED, published_input, published_state
+
+import qkformer
+from qkformer.checkpoint.released import released_names
+from qkformer.neurons import SpikingNeuron
+
+QKFORMER = [case for case in PUBLISHED if "_hst_" in case]
+CASES = [(case, mode) for case in QKFORMER for mode in ("original", "fixed")]
+CASES += [(case, "fixed") for case in PUBLISHED if case not in QKFORMER]
+
+
+def publish(state: dict, case: str, path) -> None:
+    """Write a state dict as its family's training script did."""
+    args = argparse.Namespace(model=case, lr=6e-4)
+    if case.startswith("cifar10dvs_") or case.startswith("dvs128"):
+        content = {"model": state, "optimizer": {}, "lr_scheduler": {}, "epoch": 90, "args": args,
+                   "max_test_acc1": 84.0, "test_acc5_at_max_test_acc1": 99.0}  # fmt: skip
+    elif case.startswith("cifar"):
+        state = {f"module.{key}": value for key, value in state.items()}
+        content = {"epoch": 400, "arch": case, "state_dict": state, "optimizer": {}, "version": 2,
+                   "args": args, "amp_scaler": {}, "metric": 96.18}  # fmt: skip
+    else:
+        content = {"model": state, "optimizer": {}, "epoch": 199, "scaler": {}, "args": args}
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(("case", "mode"), CASES, ids=lambda value: value)
+def test_golden(case, mode, tmp_path):
+    golden = np.load(GOLDEN / f"{case}.seed0.npz")
+    prefix = f"{mode}." if case in QKFORMER else ""
+    golden = {k.removeprefix(prefix): v for k, v in golden.items()}
+    B, T, size = (int(golden[k]) for k in ("B", "T", "res"))
+    if case == "spikformer__imagenet":
+        T = 4  # the file says 1, but its numbers are those of T = 4
+    name, options = PUBLISHED[case]
+    model = qkformer.create_model(name, T=T, ssa=mode, **options).double()
+    publish(published_state(case), case, tmp_path / "checkpoint.pth")
+    qkformer.load_checkpoint(model, tmp_path / "checkpoint.pth")
+    published = {ours: theirs for ours, (theirs, _) in released_names(model).items()}
+    x = published_input(case, 0, B, T, size)
+
+    counts = spike_counts(model.eval(), x, golden["eval.logits"])
+    expected_counts = golden["eval.spikes"].tolist()
+    if case in ("ms_qkformer__cifar10", "maxformer__cifar10"):
+        # one neuron where the published stem had two with the same input
+        assert expected_counts[0] == expected_counts.pop(1)
+    assert counts == expected_counts
+
+    logits = model.train()(x)
+    loss = F.cross_entropy(logits, torch.from_numpy(golden["target"]))
+    loss.backward()
+    assert_close(logits.detach(), golden["train.logits"], 1e-9)
+    assert_close(loss.item(), golden["train.loss"], 1e-9)
+    grads = {published[key]: p.grad for key, p in model.named_parameters()}
+    norms = dict(zip(golden["train.grad_names"], golden["train.grad_norm"], strict=True))
+    sums = dict(zip(golden["train.grad_names"], golden["train.grad_sum"], strict=True))
+    assert grads.keys() == norms.keys()
+    for key, grad in grads.items():
+        assert abs(grad.norm().item() - norms[key]) <= 1e-6 * norms[key] + 1e-9, key
+        assert abs(grad.sum().item() - sums[key]) <= 1e-6 * grad.abs().sum() + 1e-9, key
+    buffers = {published[key]: b for key, b in model.named_buffers()}
+    if prefix:
+        assert set(golden["train.buffer_names"]) <= buffers.keys()
+        for key, expected in zip(
+            golden["train.buffer_names"], golden["train.buffer_sum"], strict=True
+        ):
+            assert_close(buffers[key].sum().item(), expected, 1e-9)
+
+
+def spike_counts(model, x, expected_logits) -> list[int]:
+    """Spikes of every neuron, in order of execution; checks the logits on the way."""
+    counts = []
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, spikes: counts.append(int(spikes.sum())))
+        for module in model.modules()
+        if isinstance(module, SpikingNeuron)
+    ]
+    with torch.no_grad():
+        assert_close(model(x), expected_logits, 1e-9)
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def assert_close(got, expected, relative: float) -> None:
+    got, expected = np.asarray(got), np.asarray(expected)
+    np.testing.assert_allclose(got, expected, rtol=relative, atol=relative * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mode", ["original", "fixed"])
+@pytest.mark.parametrize(
+    ("case", "seed", "B", "T", "size"),
+    [
+        ("imagenet_hst_10_384", 1, 3, 2, 96),
+        ("imagenet_hst_10_384", 2, 1, 5, 64),
+        ("cifar10_hst_4_384", 1, 3, 6, 20),
+        ("cifar100_hst_4_384", 3, 1, 1, 32),
+        ("cifar10dvs_hst_2_256", 1, 3, 10, 48),
+        ("dvs128gesture_hst_2_256", 2, 2, 16, 64),
+    ],
+)
+def test_naive_forward(case, seed, B, T, size, mode):
+    """Other seeds, batch sizes, time steps and resolutions than the golden files'."""
+    name, options = PUBLISHED[case]
+    model = qkformer.create_model(name, T=T, ssa=mode, **options).double().eval()
+    state = published_state(case, seed)
+    shapes = model.state_dict()
+    model.load_state_dict(
+        {k: state[name].reshape(shapes[k].shape) for k, (name, _) in released_names(model).items()}
+    )
+    x = published_input(case, seed, B, T, size)
+    heads = {"i": 6, "c": 8, "d": 16}["d" if "dvs" in case else case[0]]
+    with torch.no_grad():
+        expected = naive_qkformer.forward(state, x, T, heads, original=mode == "original")
+        assert_close(model(x), expected, 1e-9)
