@@ -1,11 +1,10 @@
 """A neuron's whole sequence as one operation, on the backend of choice.
 
-The state is kept relative to the reset potential, ``u = v - v_reset``. In these coordinates every
-neuron of this package is the same recurrence, with the reset at zero:
+The state is kept relative to the reset potential, ``u = v - v_reset``: the reset is to zero.
 
-    h[t] = leak * u[t-1] + gain * x[t],   s[t] = h[t] >= threshold,   u[t] = h[t] * (1 - s[t])
-
-LIF and PLIF have leak = 1 - 1/tau and gain = 1/tau; IF has leak = gain = 1.
+    h[t] = u[t-1] + (x[t] - u[t-1]) / tau      or u[t-1] + x[t] without leak
+    s[t] = h[t] >= threshold
+    u[t] = 0 where s[t] = 1, h[t] elsewhere
 """
 
 import difflib
@@ -69,30 +68,22 @@ def spike_sequence(
     if not x.is_floating_point():
         raise ValueError(f"a neuron expects floating-point currents, got {x.dtype}")
     check_backend(backend)
-    leak, gain = (1.0, 1.0) if reciprocal_tau is None else (1 - reciprocal_tau, reciprocal_tau)
-    return _SpikeSequence.apply(x, leak, gain, threshold, alpha)
-
-
-def _charge(u: Tensor, x: Tensor, leak: float | Tensor, gain: float | Tensor) -> Tensor:
-    """u <- leak * u + gain * x, in place and without a temporary."""
-    u.mul_(leak)
-    x = x.to(u.dtype)
-    return u.addcmul_(x, gain) if isinstance(gain, Tensor) else u.add_(x, alpha=gain)
+    return _SpikeSequence.apply(x, reciprocal_tau, threshold, alpha)
 
 
 class _SpikeSequence(torch.autograd.Function):
-    """The recurrence above; ``leak`` and ``gain`` are floats or scalar tensors."""
+    """The recurrence above, in place, and its gradient from the input alone."""
 
     @staticmethod
-    def forward(ctx, x, leak, gain, threshold, alpha):
-        learned = isinstance(gain, Tensor)
-        ctx.save_for_backward(x, *((leak, gain) if learned else ()))
-        ctx.fixed = None if learned else (leak, gain)
+    def forward(ctx, x, reciprocal_tau, threshold, alpha):
+        learned = isinstance(reciprocal_tau, Tensor)
+        ctx.save_for_backward(x, *((reciprocal_tau,) if learned else ()))
+        ctx.reciprocal_tau = None if learned else reciprocal_tau
         ctx.threshold, ctx.alpha = threshold, alpha
         u = torch.zeros_like(x[0], dtype=membrane_dtype(x.dtype))
         spikes = torch.empty_like(x)
         for t in range(x.shape[0]):
-            _charge(u, x[t], leak, gain)
+            _charge(u, x[t], reciprocal_tau)
             fired = u >= threshold
             spikes[t] = fired
             u.masked_fill_(fired, 0)
@@ -101,31 +92,40 @@ class _SpikeSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_spikes):
         x, *learned = ctx.saved_tensors
-        leak, gain = ctx.fixed or learned
-        threshold, alpha = ctx.threshold, ctx.alpha
-        h = _SpikeSequence._membrane(x, leak, gain, threshold)
-        grad_u = torch.zeros_like(h[0])
-        grad_leak, grad_gain = (torch.zeros_like(p) for p in learned) if learned else (None, None)
-        for t in reversed(range(x.shape[0])):
-            fired = h[t] >= threshold
-            sigmoid = torch.sigmoid(alpha * (h[t] - threshold))
-            slope = sigmoid.mul_(1 - sigmoid).mul_(alpha)
-            grad_h = grad_u.masked_fill_(fired, 0).addcmul_(grad_spikes[t].to(h.dtype), slope)
-            if learned:
-                grad_gain += (grad_h * x[t]).sum()
-                if t > 0:
-                    u_before = h[t - 1].masked_fill(h[t - 1] >= threshold, 0)
-                    grad_leak += (grad_h * u_before).sum()
-            h[t] = grad_h * gain  # h[t] is used up: its place takes the gradient of x[t]
-            grad_u = grad_h.mul_(leak)
-        return h.to(x.dtype), grad_leak, grad_gain, None, None
+        reciprocal_tau = learned[0] if learned else ctx.reciprocal_tau
+        h = _membrane(x, reciprocal_tau, ctx.threshold)
+        fired = h >= ctx.threshold
+        u = h.masked_fill(fired, 0) if learned else None
+        sigmoid = h.sub_(ctx.threshold).mul_(ctx.alpha).sigmoid_()
+        grad_spikes = grad_spikes.to(h.dtype)
+        grad_h = torch.ops.aten.sigmoid_backward(grad_spikes, sigmoid).mul_(ctx.alpha)
+        leak = 1.0 if reciprocal_tau is None else 1 - reciprocal_tau
+        for t in reversed(range(x.shape[0] - 1)):
+            grad_h[t] += (grad_h[t + 1] * leak).masked_fill_(fired[t], 0)
+        grad_tau = None
+        if learned:
+            grad_tau = (grad_h * x).sum() - (grad_h[1:] * u[:-1]).sum()
+        if reciprocal_tau is not None:
+            grad_h *= reciprocal_tau
+        return grad_h.to(x.dtype), grad_tau, None, None
 
-    @staticmethod
-    def _membrane(x, leak, gain, threshold):
-        """h[t] of every step, [T, ...]: before the reset, as the surrogate wants it."""
-        u = torch.zeros_like(x[0], dtype=membrane_dtype(x.dtype))
-        h = torch.empty(x.shape, dtype=u.dtype, device=x.device)
-        for t in range(x.shape[0]):
-            h[t] = _charge(u, x[t], leak, gain)
-            u.masked_fill_(u >= threshold, 0)
-        return h
+
+def _charge(u: Tensor, x: Tensor, reciprocal_tau: float | Tensor | None) -> Tensor:
+    """u <- u + (x - u) / tau, or u + x without leak; in place."""
+    x = x.to(u.dtype)
+    if reciprocal_tau is None:
+        return u.add_(x)
+    u.mul_(1 - reciprocal_tau)  # not lerp_, which turns an infinite x into NaN
+    if isinstance(reciprocal_tau, Tensor):
+        return u.addcmul_(x, reciprocal_tau)
+    return u.add_(x, alpha=reciprocal_tau)
+
+
+def _membrane(x: Tensor, reciprocal_tau: float | Tensor | None, threshold: float) -> Tensor:
+    """h[t] of every step, [T, ...]: before the reset, as the surrogate wants it."""
+    u = torch.zeros_like(x[0], dtype=membrane_dtype(x.dtype))
+    h = torch.empty(x.shape, dtype=u.dtype, device=x.device)
+    for t in range(x.shape[0]):
+        h[t] = _charge(u, x[t], reciprocal_tau)
+        u.masked_fill_(u >= threshold, 0)
+    return h

@@ -1,0 +1,50 @@
+"""The README's examples run, in order, as one program; its paths exist; its table is right."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import qkformer
+from qkformer.data.datasets import DATASETS
+from qkformer.layers import MIXERS
+from qkformer.neurons import NEURONS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_before():
+    before = [(registry, dict(registry)) for registry in (MIXERS, NEURONS, DATASETS)]
+    yield
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)
+
+
+def test_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 6
+    program: dict = {}
+    for block in blocks:
+        if "doctest: skip" not in block:  # needs a file that nobody may ship
+            exec(compile(block, "README.md", "exec"), program)
+
+
+def test_every_registered_model_is_in_the_table_with_its_parameters():
+    for name in qkformer.list_models():
+        if name in ("spikformer_8_512", "spikformer_8_768"):  # share a row with spikformer_8_384
+            continue
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        with torch.device("meta"):
+            model = qkformer.create_model(name)
+        assert f"{sum(p.numel() for p in model.parameters()):,}" in row
+
+
+def test_paths_exist():
+    for path in re.findall(
+        r"(?:python|--config|^|`)\s*((?:configs|cifar10|qkformer|tests)/[\w./]+)", README
+    ):
+        assert (ROOT / path).exists(), path
