@@ -29,7 +29,8 @@ class SpikingTransformer(nn.Module):
         ssa: "fixed", or "original" for the published leak, see SpikingSelfAttention.
         attn_scale: factor on q k^T v in SSA; None for none.
         qkv_bias: biases in SSA's q, k, v.
-        neuron: "lif", "if", "plif", or a class or function that makes a neuron.
+        neuron: a name of ``qkformer.neurons.NEURONS`` ("lif", "if", "plif"), or a class or function
+            that makes a neuron from ``backend`` and ``v_threshold``.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         backend: of the neurons: "auto", "torch", "cupy".
         conv_std: standard deviation of the truncated normal from which convolution weights start;
@@ -212,7 +213,7 @@ def _check_options(
         raise ValueError(f"residual must be one of {WIRINGS}, got {residual!r}")
     if not 0 <= drop_path_rate < 1:
         raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
-    if isinstance(neuron, str) and neuron not in NEURONS:
+    if not callable(neuron) and neuron not in NEURONS:
         raise ValueError(f"neuron must be one of {tuple(NEURONS)}, got {neuron!r}")
     mixers = [stage.mixer for stage in stages if stage.depth]
     for mixer in mixers:

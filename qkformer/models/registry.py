@@ -66,12 +66,14 @@ def build(
     for name in kwargs:
         if name not in accepted | TIMM_OPTIONS:
             raise TypeError(f"{variant} takes no argument {name!r}{_did_you_mean(name, accepted)}")
+    options = {**defaults, **kwargs}
+    stages = len(options.get("depths", (1,)))  # Spikformer has one resolution
     return build_model_with_cfg(
         cls,
         variant,
         pretrained,
-        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
-        **{**defaults, **kwargs},
+        feature_cfg={"out_indices": tuple(range(stages)), "feature_cls": "getter"},
+        **options,
     )
 
 

@@ -31,8 +31,8 @@ class Spikformer(SpikingTransformer):
         pools: which of SPS's convolutions are pooled.
         stem, between: QKFormer's embeddings for "speds", as functions of their channels.
         speds_stages: how many of them.
-        kwargs: those of :class:`~qkformer.models.base.SpikingTransformer`, but ``residual`` and
-            ``ssa``: Spikformer's attention never had the leak of QKFormer's release.
+        residual, ssa: "aba" and "fixed"; Spikformer's attention never had QKFormer's leak.
+        kwargs: the others of :class:`~qkformer.models.base.SpikingTransformer`.
     """
 
     def __init__(
@@ -48,13 +48,14 @@ class Spikformer(SpikingTransformer):
         stem: EmbedFunction,
         between: EmbedFunction,
         speds_stages: int = 3,
+        residual: str = "aba",
         ssa: str = "fixed",
         **kwargs: Any,
     ):
+        if residual != "aba":
+            raise ValueError(f"Spikformer activates before addition, 'aba'; got {residual!r}")
         if ssa != "fixed":
-            raise ValueError(
-                f"ssa={ssa!r}: the leak is one of QKFormer's release; Spikformer has 'fixed' only"
-            )
+            raise ValueError(f"ssa={ssa!r} is QKFormer's leak; Spikformer has 'fixed' only")
         if patch_embed == "sps":
             stages = [
                 Stage(SPSSpec(embed_dim, pools), embed_dim, depth, mixer, num_heads, mlp_ratio)

@@ -196,6 +196,7 @@ def test_other_inputs_are_refused_with_both_shapes(shape):
         ({"name": "maxformer_4_384", "ssa": "original"}, ValueError, "last neuron"),
         ({"name": "maxformer_4_384", "residual": "aba"}, ValueError, "membrane shortcuts"),
         ({"name": "spikformer_4_384", "ssa": "original"}, ValueError, "Spikformer"),
+        ({"name": "spikformer_4_384", "residual": "ms"}, ValueError, "before addition"),
     ],
     ids=str,
 )

@@ -69,6 +69,12 @@ def test_features_of_the_stages(name):
     assert [f.shape[1] for f in model(x)] == [16]
 
 
+@pytest.mark.parametrize(("name", "stages"), [("qkformer_2_256", 2), ("spikformer_4_384", 1)])
+def test_features_of_models_with_fewer_stages(name, stages):
+    model = timm.create_model(name, features_only=True)
+    assert len(model.feature_info.channels()) == stages
+
+
 def test_intermediates():
     model = timm.create_model("qkformer_4_384", **SMALL).eval()
     x = torch.randn(2, 3, 32, 32)
