@@ -1,6 +1,6 @@
 """Checkpoints: atomic writing, reading without running code, published names."""
 
-from qkformer.checkpoint.fit import fitting_model
+from qkformer.checkpoint.fit import fitting_models
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint, save_checkpoint
 from qkformer.checkpoint.load import LoadReport, load_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_state_dict
@@ -10,7 +10,7 @@ __all__ = [
     "LoadReport",
     "NoPublishedNames",
     "file_md5",
-    "fitting_model",
+    "fitting_models",
     "load_checkpoint",
     "read_checkpoint",
     "released_state_dict",

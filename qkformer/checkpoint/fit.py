@@ -14,8 +14,12 @@ HEAD = ("head.weight", "head.bias")  # in our names and in every published code
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:
-    """Equal but for trailing ones: Linear [C, D], Conv1d [C, D, 1] and Conv2d [C, D, 1, 1]."""
-    return _squeezed(a.shape) == _squeezed(b.shape)
+    """Equal but for trailing ones: Linear [C, D], Conv1d [C, D, 1] and Conv2d [C, D, 1, 1].
+
+    A tensor of another kind of numbers (integers for weights, complex ones) fits nowhere.
+    """
+    same_kind = (a.is_floating_point(), a.is_complex()) == (b.is_floating_point(), b.is_complex())
+    return same_kind and _squeezed(a.shape) == _squeezed(b.shape)
 
 
 def differences(
@@ -40,7 +44,9 @@ def differences(
         if name not in state:
             lines[name] = f"missing in the file: {name} (model: {ours})"
         elif not same_shape(state[name], own[key]):
-            lines[name] = f"{name}: {list(state[name].shape)} in the file, {ours} in the model"
+            kind = str(state[name].dtype).removeprefix("torch.")
+            theirs = f"{kind} {list(state[name].shape)}"
+            lines[name] = f"{name}: {theirs} in the file, {ours} in the model"
     known = kept_out.union(names.values())
     for name, value in state.items():
         if name not in known:
@@ -65,22 +71,28 @@ def refusal(
 
 
 def suggestion(state: dict[str, Tensor]) -> str:
-    """A line that names the model a state dict fits."""
-    fitting = fitting_model(state)
-    return f"\nthe file fits {fitting}" if fitting else "\nno registered model fits the file"
+    """A line that names the models a state dict fits."""
+    fitting = fitting_models(state)
+    if not fitting:
+        return "\nno registered model (with its default widths) fits the file"
+    return f"\nthe file fits {' or '.join(fitting)}"
 
 
-def fitting_model(state: dict[str, Tensor]) -> str | None:
-    """The call that builds the registered model a state dict fits, or None.
+def fitting_models(state: dict[str, Tensor]) -> list[str]:
+    """The calls that build the registered models a state dict fits.
+
+    Several where only the wiring differs, which leaves no trace in our names: QKFormer and
+    MS-QKFormer.
 
     Args:
         state: published names or ours.
     """
-    if "head.weight" not in state:
-        return None
+    head = state.get("head.weight")
+    num_classes = len(head) if head is not None and head.ndim == 2 else 0
     shapes = {key: _squeezed(value.shape) for key, value in state.items()}
+    fitting = {}
     for name, mlp_ratio in itertools.product(list_models(), (None, 1.0, 4.0)):
-        options = {"num_classes": len(state["head.weight"])}
+        options = {"num_classes": num_classes}
         if mlp_ratio is not None:
             options["mlp_ratio"] = mlp_ratio
         with torch.device("meta"):
@@ -90,8 +102,8 @@ def fitting_model(state: dict[str, Tensor]) -> str | None:
                 if model.num_classes == model.pretrained_cfg["num_classes"]:
                     del options["num_classes"]
                 arguments = [repr(name), *(f"{k}={v}" for k, v in options.items())]
-                return f"create_model({', '.join(arguments)})"
-    return None
+                fitting.setdefault(name, f"create_model({', '.join(arguments)})")
+    return list(fitting.values())
 
 
 def _namings(

@@ -21,7 +21,7 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 class CheckpointError(RuntimeError):
-    """A file cannot be read or written, or is not what it should be; the message is one line."""
+    """A file cannot be read or written, or is not what it should be; the message says why."""
 
 
 @contextmanager

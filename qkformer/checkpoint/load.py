@@ -4,6 +4,7 @@ Keys that take no part in the published forward are dropped by name; anything el
 is an error that shows the difference.
 """
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -98,7 +99,9 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: the file cannot be read safely, holds no state dict, or does not fit; the
-            model is then unchanged.
+            model is then unchanged. What has no parameters (``neuron``, ``residual``,
+            ``attn_scale``) leaves no trace in a state dict: a file of ours is checked by the model
+            name it records, a bare state dict cannot be.
     """
     if not isinstance(model, SpikingTransformer):
         raise TypeError(f"expected a model of this package, got {type(model).__name__}")
@@ -126,6 +129,10 @@ def load_checkpoint(
     }
     if difference and (strict or not fitting):
         raise CheckpointError(refusal(path, difference, state))
+    recorded = _recorded_model(content)
+    architecture = getattr(model, "pretrained_cfg", {}).get("architecture")
+    if strict and recorded and architecture and recorded != architecture:
+        raise CheckpointError(f"{path} is of {recorded}, the model is {architecture}")
     with torch.no_grad():
         for key, name in fitting.items():
             own[key].copy_(state[name].reshape(own[key].shape))
@@ -150,12 +157,13 @@ def _find_state_dict(
     content: dict[str, Any], path: str | os.PathLike, use_ema: bool
 ) -> tuple[str | None, dict[str, Tensor]]:
     """Key in the file and the state dict, its keys without the prefixes of wrappers."""
-    candidates = STATE_DICT_KEYS[-1:] if use_ema else STATE_DICT_KEYS
-    where = next((key for key in candidates if isinstance(content.get(key), dict)), None)
+    where, state = None, _tensors(content)
+    for key in STATE_DICT_KEYS[-1:] if use_ema else STATE_DICT_KEYS:
+        if _tensors(content.get(key)):
+            where, state = key, _tensors(content[key])
+            break
     if use_ema and where is None:
         raise CheckpointError(f"{path}: there are no averaged weights (state_dict_ema) in it")
-    state = content if where is None else content[where]
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(
             f"{path}: there is no state dict in it: neither under "
@@ -163,6 +171,30 @@ def _find_state_dict(
             f"{_listed([str(key) for key in content])}"
         )
     return where, {_unwrapped(key): value for key, value in state.items()}
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """What of a dict's entries can be weights: dense tensors under names."""
+    if not isinstance(content, dict):
+        return {}
+    return {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+    }
+
+
+def _recorded_model(content: dict[str, Any]) -> str | None:
+    """The registered name in the configuration that our own training writes into its files."""
+    for section in ("config", "model"):
+        content = content.get(section)
+        if not isinstance(content, dict):
+            return None
+    name = content.get("name")
+    return name if isinstance(name, str) else None
 
 
 def _unwrapped(key: str) -> str:
@@ -175,7 +207,7 @@ def _number(content: dict[str, Any], keys: Iterable[str], kind: type) -> Any:
     """The first of these entries that is a number."""
     for key in keys:
         value = content.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and math.isfinite(value):
             return kind(value)
     return None
 

@@ -175,8 +175,10 @@ def released_state_dict(model: SpikingTransformer) -> dict[str, Tensor]:
     Keys that take no part in the published forward (Spikformer's norms and positional embedding)
     have no counterpart and are left out.
 
+    Options without parameters (``neuron="if"``, ``residual="pa"``, ...) do not show in the names.
+
     Raises:
-        NoPublishedNames: the model was not published.
+        NoPublishedNames: the model, or a part of it, has no counterpart in the published code.
     """
     state = model.state_dict()
     return {

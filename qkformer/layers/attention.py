@@ -123,7 +123,8 @@ class SpikingSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # [T,B,h,d,N]
         d, n = q.shape[-2:]
-        # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d.
+        # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
+        # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).
         attn = (v @ k.mT) @ q if d <= n else v @ (k.mT @ q)
         if self.scale is not None:
             attn = attn * self.scale

@@ -31,6 +31,9 @@ class Residual(nn.Module):
         wiring: "aba", "pa" or "ms".
         neuron: makes a neuron.
         drop_path: probability with which a sample skips the branch in training.
+
+    Raises:
+        ValueError: unknown wiring.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Residual(nn.Module):
     ):
         super().__init__()
         self.branch = branch
-        self.wiring = wiring
+        self.wiring = check_wiring(wiring)
         self.neuron = None if wiring == "aba" else neuron()
         self.drop_path = drop_path
 
@@ -56,6 +59,13 @@ class Residual(nn.Module):
 
     def extra_repr(self) -> str:
         return f"wiring={self.wiring}, drop_path={self.drop_path:.3g}"
+
+
+def check_wiring(wiring: str) -> Wiring:
+    """``wiring``, or ValueError if there is none of that name."""
+    if wiring not in WIRINGS:
+        raise ValueError(f"residual wiring must be one of {WIRINGS}, got {wiring!r}")
+    return wiring
 
 
 def drop_path(x: Tensor, probability: float) -> Tensor:

@@ -38,6 +38,8 @@ class ConvBNNeuron(nn.Module):
         neuron: SpikingNeuron | None = None,
     ):
         super().__init__()
+        if pool not in ("before", "after", None):
+            raise ValueError(f"pool must be 'before', 'after' or None, got {pool!r}")
         self.conv = nn.Conv2d(
             in_chans,
             out_chans,
@@ -84,7 +86,8 @@ class ConvBNNeuron(nn.Module):
         running variance does: it is the unbiased one, n / (n - 1), of n = B H W or repeats B H W.
         """
         bn = self.bn
-        if repeats == 1 or not (bn.training and bn.track_running_stats):
+        counts = isinstance(bn, nn.BatchNorm2d) and bn.training and bn.track_running_stats
+        if repeats == 1 or not counts:  # evaluation; frozen, folded or replaced BatchNorm
             return bn(x)
         past = bn.running_var.clone()
         y = bn(x)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from qkformer.layers.block import Residual, Wiring
+from qkformer.layers.block import Residual, Wiring, check_wiring
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.neurons import LIF, SpikingNeuron
 
@@ -112,6 +112,7 @@ class SPEDS(nn.Module):
         neuron: Callable[..., SpikingNeuron] = LIF,
     ):
         super().__init__()
+        check_wiring(wiring)
         self.shortcut_after = spec.shortcut_after
         self.in_neuron = neuron() if wiring == "ms" and not stem else None
         last = len(spec.convs) - 1

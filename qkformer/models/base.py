@@ -7,12 +7,13 @@ A family is a list of stages, a residual wiring and a few options; see ``qkforme
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
+from typing import Literal
 
 import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from qkformer.layers.block import MIXERS, WIRINGS, Wiring
+from qkformer.layers.block import MIXERS, Wiring, check_wiring
 from qkformer.models.stage import SpikingStage, Stage
 from qkformer.neurons import NEURONS, PLIF, SpikingNeuron
 
@@ -32,6 +33,9 @@ class SpikingTransformer(nn.Module):
         neuron: a name of ``qkformer.neurons.NEURONS`` ("lif", "if", "plif"), or a class or function
             that makes a neuron from ``backend`` and ``v_threshold``.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        drop_rate: dropout in front of the head.
+        global_pool: "avg" over H, W and T, or "" (with ``num_classes=0``) to return the features
+            [T, B, C, h, w] themselves.
         backend: of the neurons: "auto", "torch", "cupy".
         conv_std: standard deviation of the truncated normal from which convolution weights start;
             None for PyTorch's default.
@@ -57,11 +61,15 @@ class SpikingTransformer(nn.Module):
         qkv_bias: bool = False,
         neuron: str | Callable[..., SpikingNeuron] = "lif",
         drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        global_pool: Literal["avg", ""] = "avg",
         backend: str = "auto",
         conv_std: float | None = None,
     ):
         super().__init__()
-        _check_options(stages, num_classes, in_chans, T, residual, ssa, neuron, drop_path_rate)
+        _check_options(
+            stages, num_classes, in_chans, T, residual, ssa, neuron, drop_path_rate, drop_rate
+        )
         self.T, self.in_chans, self.num_classes, self.ssa = T, in_chans, num_classes, ssa
         self.downsampling = prod(stage.embed.downsampling for stage in stages)
         make_neuron = partial(NEURONS.get(neuron, neuron), backend=backend)
@@ -88,8 +96,12 @@ class SpikingTransformer(nn.Module):
             )
         self.num_features = self.head_hidden_size = chans
         self.head_neuron = make_neuron() if residual == "ms" else None
-        self.head = nn.Linear(chans, num_classes) if num_classes else nn.Identity()
-        self.apply(partial(_init_weights, conv_std=conv_std))
+        if conv_std is not None:
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.trunc_normal_(module.weight, std=conv_std)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes, global_pool)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -106,11 +118,13 @@ class SpikingTransformer(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[T, B, C, h, w] -> logits [B, num_classes], or the pooled features [B, C]."""
+        if not self.global_pool:
+            return x
         x = x.mean((3, 4))
         if self.head_neuron is not None:
             x = self.head_neuron(x)
         x = x.mean(0)
-        return x if pre_logits else self.head(x)
+        return x if pre_logits else self.head(self.head_drop(x))
 
     def forward_intermediates(
         self,
@@ -146,14 +160,25 @@ class SpikingTransformer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for another number of classes; 0 for none. The pooling is always "avg"."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool must be 'avg', got {global_pool!r}")
+        """A new head for ``num_classes``, 0 for none; ``global_pool`` "avg" or "", None to keep it.
+
+        Raises:
+            ValueError: another pooling, or "" with a head.
+        """
+        if global_pool not in (None, "avg", "") or (global_pool == "" and num_classes):
+            raise ValueError(
+                f"global_pool must be 'avg', or '' with num_classes=0; got {global_pool!r} "
+                f"with num_classes={num_classes}"
+            )
+        _check_integers(num_classes=(num_classes, 0))
+        self.global_pool = self.global_pool if global_pool is None else global_pool
         self.num_classes = num_classes
         like = next(self.parameters())
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.to(device=like.device, dtype=like.dtype)
-        self.head.apply(_init_weights)
+        if num_classes:
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's description of the layers, for layer-wise learning-rate decay."""
@@ -201,19 +226,16 @@ def _check_options(
     ssa: str,
     neuron: str | Callable,
     drop_path_rate: float,
+    drop_rate: float,
 ) -> None:
-    for name, value, least in (
-        ("num_classes", num_classes, 0),
-        ("in_chans", in_chans, 1),
-        ("T", T, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if residual not in WIRINGS:
-        raise ValueError(f"residual must be one of {WIRINGS}, got {residual!r}")
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
-    if not callable(neuron) and neuron not in NEURONS:
+    _check_integers(num_classes=(num_classes, 0), in_chans=(in_chans, 1), T=(T, 1))
+    check_wiring(residual)
+    if ssa not in ("fixed", "original"):
+        raise ValueError(f"ssa must be 'fixed' or 'original', got {ssa!r}")
+    for name, value in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+    if not (callable(neuron) or (isinstance(neuron, str) and neuron in NEURONS)):
         raise ValueError(f"neuron must be one of {tuple(NEURONS)}, got {neuron!r}")
     mixers = [stage.mixer for stage in stages if stage.depth]
     for mixer in mixers:
@@ -223,9 +245,7 @@ def _check_options(
         raise ValueError("ssa='original' is a fault of SSA, which no stage of this model uses")
 
 
-def _init_weights(module: nn.Module, conv_std: float | None = None) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d) and conv_std is not None:
-        nn.init.trunc_normal_(module.weight, std=conv_std)
+def _check_integers(**bounds: tuple[int, int]) -> None:
+    for name, (value, least) in bounds.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -46,12 +46,20 @@ def hierarchy(
         patch_embed: "speds", or "sps" for the same convolutions without the deformed shortcut.
 
     Raises:
-        ValueError: unknown ``patch_embed``; as many mixers as depths are needed.
+        ValueError: unknown ``patch_embed``; not as many mixers as depths; a width that cannot be
+            halved as often as the stages and stems do.
     """
     if patch_embed not in ("speds", "sps"):
         raise ValueError(f"patch_embed must be 'speds' or 'sps', got {patch_embed!r}")
-    if len(depths) != len(mixers):
+    if not depths or len(depths) != len(mixers):
         raise ValueError(f"mixers {tuple(mixers)} and depths {tuple(depths)} differ in length")
+    if not all(isinstance(depth, int) and depth >= 0 for depth in depths):
+        raise ValueError(f"depths must be integers of at least 0, got {tuple(depths)}")
+    smallest = 2 ** len(depths)  # every stage halves the next one's width, the stem its own
+    if not isinstance(embed_dim, int) or embed_dim < 1 or embed_dim % smallest:
+        raise ValueError(f"embed_dim must be a multiple of {smallest}, got {embed_dim!r}")
+    if not mlp_ratio > 0:
+        raise ValueError(f"mlp_ratio must be above 0, got {mlp_ratio!r}")
     stages = []
     for i, (depth, mixer) in enumerate(zip(depths, mixers, strict=True)):
         dim = embed_dim // 2 ** (len(depths) - 1 - i)

@@ -1,10 +1,7 @@
 """A neuron's whole sequence as one operation, on the backend of choice.
 
-The state is kept relative to the reset potential, ``u = v - v_reset``: the reset is to zero.
-
-    h[t] = u[t-1] + (x[t] - u[t-1]) / tau      or u[t-1] + x[t] without leak
-    s[t] = h[t] >= threshold
-    u[t] = 0 where s[t] = 1, h[t] elsewhere
+The arithmetic is that of ``reference.step``, operation by operation, so that an input which lies on
+the threshold falls on the same side of it.
 """
 
 import difflib
@@ -40,11 +37,12 @@ def spike_sequence(
     x: Tensor,
     *,
     reciprocal_tau: float | Tensor | None,
-    threshold: float = 1.0,
+    v_threshold: float = 1.0,
+    v_reset: float = 0.0,
     alpha: float = 4.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Spikes of one neuron per element of ``x[0]``, from rest through all T time steps.
+    """Spikes of one neuron per element of ``x[0]``, from ``v_reset`` through all T time steps.
 
     The same function as :func:`qkformer.neurons.reference.spike_sequence`, as a single node of the
     autograd graph: it keeps ``x`` for backward and recomputes the membrane there.
@@ -53,7 +51,8 @@ def spike_sequence(
         x: input current [T, ...], floating point. 16-bit inputs are integrated in float32.
         reciprocal_tau: 1 / tau: a float, a scalar tensor (learned: gets a gradient), or None for a
             neuron without leak.
-        threshold: firing threshold above the reset potential, ``v_threshold - v_reset``.
+        v_threshold: the neuron fires when its membrane potential reaches this value.
+        v_reset: membrane potential at the start and after a spike.
         alpha: steepness of the sigmoid surrogate.
         backend: "auto", "torch" or "cupy".
 
@@ -68,64 +67,65 @@ def spike_sequence(
     if not x.is_floating_point():
         raise ValueError(f"a neuron expects floating-point currents, got {x.dtype}")
     check_backend(backend)
-    return _SpikeSequence.apply(x, reciprocal_tau, threshold, alpha)
+    return _SpikeSequence.apply(x, reciprocal_tau, v_threshold, v_reset, alpha)
 
 
 class _SpikeSequence(torch.autograd.Function):
-    """The recurrence above, in place, and its gradient from the input alone."""
+    """The recurrence in place, and its gradient from the input alone."""
 
     @staticmethod
-    def forward(ctx, x, reciprocal_tau, threshold, alpha):
+    def forward(ctx, x, reciprocal_tau, v_threshold, v_reset, alpha):
         learned = isinstance(reciprocal_tau, Tensor)
         ctx.save_for_backward(x, *((reciprocal_tau,) if learned else ()))
         ctx.reciprocal_tau = None if learned else reciprocal_tau
-        ctx.threshold, ctx.alpha = threshold, alpha
-        u = torch.zeros_like(x[0], dtype=membrane_dtype(x.dtype))
+        ctx.constants = (v_threshold, v_reset, alpha)
+        v = torch.full_like(x[0], v_reset, dtype=membrane_dtype(x.dtype))
         spikes = torch.empty_like(x)
         for t in range(x.shape[0]):
-            _charge(u, x[t], reciprocal_tau)
-            fired = u >= threshold
+            _charge(v, x[t], reciprocal_tau, v_reset)
+            fired = v >= v_threshold
             spikes[t] = fired
-            u.masked_fill_(fired, 0)
+            v.masked_fill_(fired, v_reset)
         return spikes
 
     @staticmethod
     def backward(ctx, grad_spikes):
         x, *learned = ctx.saved_tensors
         reciprocal_tau = learned[0] if learned else ctx.reciprocal_tau
-        h = _membrane(x, reciprocal_tau, ctx.threshold)
-        fired = h >= ctx.threshold
-        u = h.masked_fill(fired, 0) if learned else None
-        sigmoid = h.sub_(ctx.threshold).mul_(ctx.alpha).sigmoid_()
+        v_threshold, v_reset, alpha = ctx.constants
+        h = _membrane(x, reciprocal_tau, v_threshold, v_reset)
+        fired = h >= v_threshold
+        above_reset = h.masked_fill(fired, v_reset).sub_(v_reset) if learned else None
+        sigmoid = h.sub_(v_threshold).mul_(alpha).sigmoid_()
         grad_spikes = grad_spikes.to(h.dtype)
-        grad_h = torch.ops.aten.sigmoid_backward(grad_spikes, sigmoid).mul_(ctx.alpha)
+        grad_h = torch.ops.aten.sigmoid_backward(grad_spikes, sigmoid).mul_(alpha)
         leak = 1.0 if reciprocal_tau is None else 1 - reciprocal_tau
         for t in reversed(range(x.shape[0] - 1)):
             grad_h[t] += (grad_h[t + 1] * leak).masked_fill_(fired[t], 0)
         grad_tau = None
-        if learned:
-            grad_tau = (grad_h * x).sum() - (grad_h[1:] * u[:-1]).sum()
+        if learned:  # dh[t] / d(1 / tau) = x[t] - (v[t-1] - v_reset)
+            grad_tau = (grad_h * x).sum() - (grad_h[1:] * above_reset[:-1]).sum()
         if reciprocal_tau is not None:
             grad_h *= reciprocal_tau
-        return grad_h.to(x.dtype), grad_tau, None, None
+        return grad_h.to(x.dtype), grad_tau, None, None, None
 
 
-def _charge(u: Tensor, x: Tensor, reciprocal_tau: float | Tensor | None) -> Tensor:
-    """u <- u + (x - u) / tau, or u + x without leak; in place."""
-    x = x.to(u.dtype)
+def _charge(v: Tensor, x: Tensor, reciprocal_tau: float | Tensor | None, v_reset: float) -> Tensor:
+    """v <- v + (x - (v - v_reset)) / tau, or v + x without leak; in place."""
+    x = x.to(v.dtype)
     if reciprocal_tau is None:
-        return u.add_(x)
-    u.mul_(1 - reciprocal_tau)  # not lerp_, which turns an infinite x into NaN
-    if isinstance(reciprocal_tau, Tensor):
-        return u.addcmul_(x, reciprocal_tau)
-    return u.add_(x, alpha=reciprocal_tau)
+        return v.add_(x)
+    # Neither lerp_ nor (1 - 1/tau) v + x / tau: they round differently, lerp_ of inf is NaN.
+    return v.add_((x - (v if v_reset == 0 else v - v_reset)).mul_(reciprocal_tau))
 
 
-def _membrane(x: Tensor, reciprocal_tau: float | Tensor | None, threshold: float) -> Tensor:
+def _membrane(
+    x: Tensor, reciprocal_tau: float | Tensor | None, v_threshold: float, v_reset: float
+) -> Tensor:
     """h[t] of every step, [T, ...]: before the reset, as the surrogate wants it."""
-    u = torch.zeros_like(x[0], dtype=membrane_dtype(x.dtype))
-    h = torch.empty(x.shape, dtype=u.dtype, device=x.device)
+    v = torch.full_like(x[0], v_reset, dtype=membrane_dtype(x.dtype))
+    h = torch.empty(x.shape, dtype=v.dtype, device=x.device)
     for t in range(x.shape[0]):
-        h[t] = _charge(u, x[t], reciprocal_tau)
-        u.masked_fill_(u >= threshold, 0)
+        h[t] = _charge(v, x[t], reciprocal_tau, v_reset)
+        v.masked_fill_(v >= v_threshold, v_reset)
     return h

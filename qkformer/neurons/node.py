@@ -50,6 +50,16 @@ class SpikingNeuron(base.MemoryModule):
         self.register_memory("v", v_reset)
 
     @property
+    def step_mode(self) -> str:
+        """ "m" or "s"; a change of mode resets the membrane potential."""
+        return self._step_mode
+
+    @step_mode.setter
+    def step_mode(self, value: str) -> None:
+        base.MemoryModule.step_mode.fset(self, value)
+        self.reset()
+
+    @property
     def reciprocal_tau(self) -> float | Tensor | None:
         """1 / tau, None without leak."""
         raise NotImplementedError
@@ -59,7 +69,8 @@ class SpikingNeuron(base.MemoryModule):
         return functional.spike_sequence(
             x_seq,
             reciprocal_tau=self.reciprocal_tau,
-            threshold=self.v_threshold - self.v_reset,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
             alpha=self.alpha,
             backend=self.backend,
         )

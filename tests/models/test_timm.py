@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+import timm.utils
 import torch
 from timm.layers import set_layer_config
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
@@ -123,6 +124,27 @@ def test_optimizer_and_scheduler_of_timm():
     optimizer.step()
     changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert sum(changed) > len(changed) // 2
+
+
+def test_unpooled_features_and_head_dropout():
+    x = torch.randn(2, 3, 32, 32)
+    model = timm.create_model("qkformer_4_384", num_classes=0, global_pool="", **SMALL).eval()
+    assert torch.equal(model(x), model.forward_features(x))
+    model.reset_classifier(5, "avg")
+    assert model(x).shape == (2, 5)
+    model = timm.create_model("qkformer_4_384", drop_rate=0.5, **SMALL)
+    assert model.head_drop.p == 0.5
+
+
+@pytest.mark.parametrize("frozen", [["stages.0"], ["stages.0", "stages.1", "stages.2"]])
+def test_frozen_stages_train(frozen):
+    model = timm.create_model("qkformer_4_384", **SMALL)
+    timm.utils.freeze(model, frozen)
+    before = model.stages[0].embed.convs[0].bn.running_mean.clone()
+    model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert torch.equal(model.stages[0].embed.convs[0].bn.running_mean, before)
+    assert model.stages[0].embed.convs[0].conv.weight.grad is None
+    assert model.head.weight.grad is not None
 
 
 def test_exportable_flag_is_harmless():

@@ -95,6 +95,25 @@ def test_agrees_with_spikingjelly(name, shape, dtype):
             torch.testing.assert_close(got, expected.reshape(got.shape), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("v_reset", [0.0, 0.1])
+@pytest.mark.parametrize("tau", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("name", NEURONS)
+def test_inputs_on_the_threshold_fall_on_the_same_side(name, tau, v_reset, dtype):
+    """Decimal currents reach the threshold up to rounding all the time."""
+    times = {"lif": {"tau": tau}, "if": {}, "plif": {"init_tau": tau}}[name]
+    ours = NEURONS[name](v_reset=v_reset, **times).to(dtype)
+    theirs = SPIKINGJELLY[name](step_mode="m", v_reset=v_reset, **times).to(dtype)
+    single = copy.deepcopy(ours)
+    single.step_mode = "s"
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randint(-5, 25, (16, 20_000), generator=generator) / 10).to(dtype)
+    spikes = ours(x)
+    assert torch.equal(spikes, torch.stack([single(current) for current in x]))
+    if name != "lif" or tau == 2.0:  # theirs divides by tau, which is not to multiply by 1 / tau
+        assert torch.equal(spikes, theirs(x))
+
+
 @pytest.mark.parametrize("T", [1, 2, 4, 7, 32])
 @pytest.mark.parametrize(
     "neuron",
@@ -183,6 +202,14 @@ def test_single_step_keeps_state_until_reset_net():
     sj_functional.reset_net(neuron)
     assert neuron.v == 0.0
     assert neuron(x[:1]).sum() == 0
+
+
+def test_a_change_of_mode_leaves_no_state():
+    neuron = LIF(step_mode="s")
+    neuron(torch.full((3,), 1.5))
+    neuron.step_mode = "m"
+    assert neuron.v == 0.0
+    assert neuron(torch.ones(2, 3)).shape == (2, 3)
 
 
 def test_set_step_mode_reaches_the_neuron():

@@ -41,7 +41,7 @@ def test_the_command_line_overrides_the_file_whatever_comes_first():
         ["--epochs", "3", "--optimizer.lr=0.25", "--config", str(DEMO), "--seed", "7"],
     )
     assert (config.epochs, config.optimizer.lr, config.seed) == (3, 0.25, 7)
-    assert config.data.batch_size == 64
+    assert config.data.batch_size == 32
 
 
 def test_a_later_file_overrides_key_by_key(tmp_path):
