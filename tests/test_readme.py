@@ -43,6 +43,10 @@ def test_every_registered_model_is_in_the_table_with_its_parameters():
         assert f"{sum(p.numel() for p in model.parameters()):,}" in row
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"\b(DEMO|DATASETS?|TRAINING)_[A-Z]+\b|TODO|FIXME", README)
+
+
 def test_paths_exist():
     for path in re.findall(
         r"(?:python|--config|^|`)\s*((?:configs|cifar10|qkformer|tests)/[\w./]+)", README
