@@ -109,17 +109,10 @@ def load_checkpoint(
     state_dict_key, state = _find_state_dict(content, path, use_ema)
     own = model.state_dict()
     published = not any(key in own for key in state if key not in HEAD)
-    names = {key: key for key in own}
-    dropped = []
     if published:
-        try:
-            names = {key: name for key, (name, _) in released_names(model).items()}
-            dropped = unused_keys(model, state)
-        except NoPublishedNames as error:
-            raise CheckpointError(
-                f"{path}: the keys are not this model's, and it has no published names: {error}"
-                f"{suggestion(state)}"
-            ) from error
+        names, dropped = _published_names(model, state, path)
+    else:
+        names, dropped = {key: key for key in own}, []
     kept_out = {*dropped, *(HEAD if skip_head else ())}
     difference = differences(own, names, state, kept_out)
     fitting = {
@@ -151,6 +144,20 @@ def load_checkpoint(
         epoch=_number(content, ("epoch",), int),
         accuracy=_number(content, ACCURACY_KEYS, float),
     )
+
+
+def _published_names(
+    model: SpikingTransformer, state: dict[str, Tensor], path: str | os.PathLike
+) -> tuple[dict[str, str], list[str]]:
+    """Our key -> published key, and the file's keys that take no part in the published forward."""
+    try:
+        names = {key: name for key, (name, _) in released_names(model).items()}
+        return names, unused_keys(model, state)
+    except NoPublishedNames as error:
+        raise CheckpointError(
+            f"{path}: the keys are not this model's, and it has no published names: {error}"
+            f"{suggestion(state)}"
+        ) from error
 
 
 def _find_state_dict(
