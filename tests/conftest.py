@@ -30,12 +30,3 @@ def make_model(name: str, seed: int = 0, **options) -> SpikingTransformer:
         {k: torch.from_numpy(np.asarray(v)) for k, v in zip(state, values, strict=True)}
     )
     return model
-
-
-@pytest.fixture
-def two_threads():
-    """For tests that compare bit for bit whatever the machine's number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)

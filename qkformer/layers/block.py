@@ -83,7 +83,10 @@ def depthwise_conv(
     neuron: Callable[..., SpikingNeuron] = LIF,
     out_neuron: bool = True,
 ) -> ConvBNNeuron:
-    """Max-Former's local mixer: depth-wise convolution with bias, BatchNorm (, neuron)."""
+    """Max-Former's local mixer: depth-wise convolution with bias, BatchNorm (, neuron).
+
+    ``num_heads`` is part of every mixer's call; a convolution has none.
+    """
     return ConvBNNeuron(
         dim, dim, kernel_size, groups=dim, bias=True, neuron=neuron() if out_neuron else None
     )

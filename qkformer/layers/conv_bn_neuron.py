@@ -53,11 +53,6 @@ class ConvBNNeuron(nn.Module):
         self.pool = pool
         self.neuron = neuron
 
-    @property
-    def downsampling(self) -> int:
-        """Factor by which the layer lowers the resolution."""
-        return self.conv.stride[0] * (2 if self.pool else 1)
-
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """
         Args:

@@ -1,6 +1,5 @@
 """Models by name: timm's registry, and one way to build what it names."""
 
-import difflib
 import inspect
 from typing import Any
 
@@ -9,6 +8,7 @@ from timm.models import build_model_with_cfg, is_model, model_entrypoint
 from timm.models import list_models as timm_list_models
 
 from qkformer.models.base import SpikingTransformer
+from qkformer.suggest import did_you_mean
 
 MODULES = ("qkformer", "spikformer", "maxformer")
 TIMM_OPTIONS = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"}
@@ -34,7 +34,7 @@ def create_model(name: str, **kwargs: Any) -> SpikingTransformer:
         TypeError: no such argument.
     """
     if name not in list_models():
-        raise ValueError(f"there is no model {name!r}{_did_you_mean(name, list_models())}")
+        raise ValueError(f"there is no model {name!r}{did_you_mean(name, list_models())}")
     return model_entrypoint(name)(**kwargs)
 
 
@@ -65,7 +65,7 @@ def build(
     }
     for name in kwargs:
         if name not in accepted | TIMM_OPTIONS:
-            raise TypeError(f"{variant} takes no argument {name!r}{_did_you_mean(name, accepted)}")
+            raise TypeError(f"{variant} takes no argument {name!r}{did_you_mean(name, accepted)}")
     options = {**defaults, **kwargs}
     stages = len(options.get("depths", (1,)))  # Spikformer has one resolution
     return build_model_with_cfg(
@@ -99,8 +99,3 @@ def cifar_cfg() -> dict[str, Any]:
 def dvs_cfg() -> dict[str, Any]:
     """Event frames: [T, 2, 128, 128] counts, as stored."""
     return image_cfg(128, 10, input_size=(2, 128, 128), crop_pct=1.0, mean=(0, 0), std=(1, 1))
-
-
-def _did_you_mean(name: str, known) -> str:
-    nearest = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""

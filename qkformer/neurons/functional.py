@@ -4,12 +4,11 @@ The arithmetic is that of ``reference.step``, operation by operation, so that an
 the threshold falls on the same side of it.
 """
 
-import difflib
-
 import torch
 from torch import Tensor
 
 from qkformer.neurons.reference import membrane_dtype
+from qkformer.suggest import did_you_mean
 
 BACKENDS = ("auto", "torch", "cupy")
 
@@ -22,8 +21,7 @@ def check_backend(backend: str) -> str:
         RuntimeError: it cannot run here; the message says why and what to do.
     """
     if backend not in BACKENDS:
-        nearest = difflib.get_close_matches(str(backend), BACKENDS, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = did_you_mean(backend, BACKENDS)
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}{hint}")
     if backend == "cupy":
         raise RuntimeError(
