@@ -1,24 +1,7 @@
 """What happens to a whole batch of images at once, on the device it is trained on."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-
-
-@dataclass
-class AugmentationConfig:
-    """What is done to training images, a batch at a time.
-
-    Args:
-        shift: Largest random move in x and in y, in pixels; 0 for none.
-    """
-
-    shift: int = 0
-
-    def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise ValueError(f"shift: must be 0 or more, got {self.shift}")
 
 
 class Normalise(nn.Module):

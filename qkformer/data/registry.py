@@ -1,0 +1,84 @@
+"""From a name in the configuration to what the training loop takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from qkformer.data.augmentation import AugmentationConfig
+from qkformer.data.digits import digits
+from qkformer.data.events import cifar10_dvs, dvs128_gesture
+from qkformer.data.event_transforms import EventAugmentation, EventFrames
+from qkformer.data.images import cifar10, cifar100, imagenet
+from qkformer.data.image_transforms import (
+    ImageAugmentation,
+    Normalise,
+    test_transform,
+    training_transform,
+)
+from qkformer.data.samples import Samples, held_out
+from qkformer.data.source import DataConfig, EventData, ImageData
+
+# A data set is a function of the `data` section and of the model's T (None: the model's default,
+# which data that have no time of their own need not know).
+DATASETS: dict[str, Callable[[DataConfig, int | None], ImageData | EventData]] = {
+    "imagenet": imagenet,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "dvs128-gesture": dvs128_gesture,
+    "cifar10-dvs": cifar10_dvs,
+    "digits": digits,
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples as the loaders read them, and what is done to a batch on the device.
+
+    Attributes:
+        train: Yields uint8 [C, H, W] or int16 [T, C, H, W], and a class index.
+        validation: Held-out training samples, treated as test samples; None without any.
+        test: Likewise.
+        augment: A training batch on the device -> float input of the model.
+        prepare: Likewise for test batches.
+        num_classes: Number of classes.
+        in_chans: Channels of the input.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset
+    augment: nn.Module
+    prepare: nn.Module
+    num_classes: int
+    in_chans: int
+
+
+def load_data(config: DataConfig, augmentation: AugmentationConfig, T: int | None = None) -> Data:
+    """The data set that `config.name` names, with its augmentation.
+
+    Raises:
+        DataError: data missing or not as expected, or an augmentation that does not exist for this
+            kind of data; one line that names the key to change.
+    """
+    source = DATASETS[config.name](config, T)
+    if isinstance(source, EventData):
+        train_transform = still_transform = None
+        augment = EventAugmentation(augmentation, source.size, config.image_size)
+        prepare = EventFrames(source.size, config.image_size)
+    else:
+        train_transform = training_transform(augmentation, config, source.mean)
+        still_transform = test_transform(config)
+        augment = ImageAugmentation(augmentation, source.mean, source.std)
+        prepare = Normalise(source.mean, source.std)
+    training, held = held_out(source.train, config.val_fraction)
+    return Data(
+        train=Samples(source.train, train_transform, training),
+        validation=Samples(source.train, still_transform, held) if held else None,
+        test=Samples(source.test, still_transform),
+        augment=augment,
+        prepare=prepare,
+        num_classes=source.num_classes,
+        in_chans=source.in_chans,
+    )

@@ -1,0 +1,103 @@
+"""What a data set is: the configuration it is given and the two forms it can take."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch.utils.data import Dataset
+
+
+@dataclass
+class DataConfig:
+    """Which data to train and test on, and how they are loaded.
+
+    Args:
+        name: The data set: imagenet, cifar10, cifar100, dvs128-gesture, cifar10-dvs or digits.
+        root: Folder of the data set; null for digits, which come with scikit-learn.
+        download: Whether to fetch what is not there (cifar10, cifar100).
+        image_size: Height and width, in pixels, at which images or frames enter the model.
+        batch_size: Samples per batch, in every process; in training and in testing.
+        split: Of cifar10-dvs, which has none of its own. released: the last 10 % of each class are
+            the test set; tebn: the first 100. Accuracies on the two cannot be compared.
+        val_fraction: Share of the training samples held out, on which the best epoch is then
+            chosen; 0 chooses it on the test set, as the published numbers were.
+        crop_pct: Test images: the shorter side is resized to image_size / crop_pct and the centre
+            cut out; null for the published rule, 0.875 up to 224 pixels and 1 above.
+        on_damaged: A sample that cannot be read stops the run (error) or is left out, counted and
+            reported (skip).
+        workers: Processes that load data, for every training process; 0 loads in the latter.
+    """
+
+    name: str
+    image_size: int
+    batch_size: int
+    root: str | None = None
+    download: bool = False
+    split: Literal["released", "tebn"] | None = None
+    val_fraction: float = 0.0
+    crop_pct: float | None = None
+    on_damaged: Literal["error", "skip"] = "error"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: must be at least 1, got {getattr(self, key)}")
+        if self.workers < 0:
+            raise ValueError(f"workers: must be 0 or more, got {self.workers}")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction: must be in 0 <= value < 1, got {self.val_fraction}")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct: must be in 0 < value <= 1, got {self.crop_pct}")
+        self._check_that_every_key_acts()
+
+    def _check_that_every_key_acts(self) -> None:
+        if self.download and self.name not in ("cifar10", "cifar100"):
+            raise ValueError(f"download: only cifar10 and cifar100 can be fetched, not {self.name}")
+        if self.split is not None and self.name != "cifar10-dvs":
+            raise ValueError(f"split: only cifar10-dvs has a choice, {self.name} has one split")
+
+
+class DataError(RuntimeError):
+    """Data that is missing or not as it should be; the message is one line."""
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set of images, split into training and test.
+
+    Attributes:
+        train: Yields (image, class index); an image is a PIL image or uint8 [C, H, W], of any size.
+        test: Likewise.
+        num_classes: Number of classes.
+        mean: Per channel, of images scaled to 0..1; one value per input channel.
+        std: Likewise.
+    """
+
+    train: Dataset
+    test: Dataset
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def in_chans(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class EventData:
+    """A data set of event recordings as frames, split into training and test.
+
+    Attributes:
+        train: Yields (frames, class index); frames are event counts, int16 [T, 2, H, W].
+        test: Likewise.
+        num_classes: Number of classes.
+        size: Height and width of the frames as stored, in pixels.
+    """
+
+    train: Dataset
+    test: Dataset
+    num_classes: int
+    size: int
+
+    in_chans: ClassVar[int] = 2  # events of either polarity
