@@ -1,7 +1,135 @@
-"""What happens to a whole batch of images at once, on the device it is trained on."""
+"""What happens to images: to one at a time as it is loaded, to a batch on the device."""
+
+import re
+from collections.abc import Callable
 
 import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+from torchvision.transforms.functional import to_pil_image
+
+from qkformer.data.augmentation import AugmentationConfig
+from qkformer.data.samples import seeded
+from qkformer.data.source import DataConfig, DataError
+
+ImageTransform = Callable[[Image.Image | Tensor], Tensor]
+
+
+def training_transform(
+    augmentation: AugmentationConfig, config: DataConfig, mean: tuple[float, ...]
+) -> ImageTransform:
+    """Crop, flip and policy of `augmentation`: an image of any size -> uint8 [C, S, S].
+
+    S is `config.image_size`; images are PIL images or uint8 tensors [C, H, W].
+
+    Args:
+        augmentation: Without `crop_scale`, images are resized and cropped as in testing.
+        config: The size, and `crop_pct` for images that are not cropped at random.
+        mean: Per channel, of images scaled to 0..1: the colour that the policy fills holes with.
+
+    Raises:
+        DataError: a policy that timm does not know or does not understand to the end.
+    """
+    policy = augmentation.auto_augment
+    try:
+        _check_policy(policy)
+        transform = create_transform(
+            config.image_size,
+            is_training=True,
+            use_prefetcher=True,  # images stay uint8: they are normalised on the device
+            scale=augmentation.crop_scale,
+            ratio=augmentation.crop_ratio,
+            hflip=augmentation.hflip,
+            color_jitter=None,
+            auto_augment=policy,
+            interpolation="bicubic",
+            mean=mean,
+        )
+        crop, *others = transform.transforms
+        # timm has no training transform with the geometry of testing
+        geometry = [crop] if augmentation.crop_scale is not None else _resize_and_crop(config)
+        transform = Compose([_to_pil, *geometry, *others])
+        with seeded(0):  # some policies fail only when they are used
+            transform(torch.zeros(len(mean), 8, 8, dtype=torch.uint8))
+    except Exception as error:  # timm raises anything, often without a word
+        if policy is None:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"augmentation.auto_augment: {policy!r} is not a policy for images such as "
+            f"rand-m9-mstd0.5-inc1 ({reason})"
+        ) from error
+    return transform
+
+
+def _check_policy(policy: str | None) -> None:
+    """Refuse what timm would pass over in silence."""
+    if policy is None:
+        return
+    if not policy:
+        raise ValueError("empty; null is for none")
+    kind, *settings = policy.split("-")
+    for setting in settings:
+        named_set = kind == "rand" and setting in ("tweights", "t3a", "t3aw")
+        if not named_set and not re.fullmatch(r"[a-su-z][a-z]*\d.*", setting):
+            raise ValueError(f"{setting!r} would have no effect")
+
+
+def test_transform(config: DataConfig) -> ImageTransform:
+    """Resize and cut out the centre: an image of any size -> uint8 [C, S, S].
+
+    S is `config.image_size`, the shorter side is resized to S / crop_pct; as in training_transform,
+    images are PIL images or uint8 tensors.
+    """
+    return Compose([_to_pil, *_resize_and_crop(config), PILToTensor()])
+
+
+def _resize_and_crop(config: DataConfig) -> list[nn.Module]:
+    share = config.crop_pct
+    if share is None:
+        share = 0.875 if config.image_size <= 224 else 1.0
+    shorter_side = int(config.image_size / share)
+    return [
+        Resize(shorter_side, InterpolationMode.BICUBIC),
+        CenterCrop(config.image_size),
+    ]
+
+
+def _to_pil(image: Image.Image | Tensor) -> Image.Image:
+    return to_pil_image(image) if isinstance(image, Tensor) else image
+
+
+class ImageAugmentation(nn.Module):
+    """A training batch on its device: uint8 [B, C, H, W] -> float [B, C, H, W].
+
+    Images move, are normalised, and lose a rectangle. Which images lose one, and where, is drawn
+    from Python's global random numbers; what takes its place from those of the batch's device.
+
+    Args:
+        augmentation: `shift`, `erasing_prob` and `erasing_mode`.
+        mean: Per channel, of images scaled to 0..1.
+        std: Likewise.
+    """
+
+    def __init__(
+        self, augmentation: AugmentationConfig, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.shift = augmentation.shift
+        self.erasing_prob, self.erasing_mode = augmentation.erasing_prob, augmentation.erasing_mode
+        self.normalise = Normalise(mean, std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.normalise(random_shift(images, self.shift))
+        if self.erasing_prob:  # built here, as it has to be told the device
+            erase = RandomErasing(
+                self.erasing_prob, mode=self.erasing_mode, max_count=1, device=images.device
+            )
+            images = erase(images)
+        return images
 
 
 class Normalise(nn.Module):

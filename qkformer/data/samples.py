@@ -2,7 +2,9 @@
 
 import random
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +12,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from qkformer.data.source import DataError
 
-# What decoders raise on files that are missing, cut off or overwritten.
-DAMAGE = (OSError, ValueError, KeyError, EOFError, SyntaxError, struct.error, zipfile.BadZipFile)
+# What the decoders of images and of .npz files raise on files that are missing, cut off or
+# overwritten, found by overwriting some.
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    tokenize.TokenError,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +94,11 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed Python's, NumPy's and PyTorch's CPU random numbers, and put them back behind."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds CUDA as well
+    # each its own: from one seed, NumPy and PyTorch draw the same bits, and flips would go with
+    # the choice of a policy's operations
+    np.random.seed(random.getrandbits(32))
+    # not torch.manual_seed, which seeds CUDA as well
+    torch.default_generator.manual_seed(random.getrandbits(63))
     try:
         yield
     finally:
@@ -101,20 +120,22 @@ def held_out(source: Dataset, fraction: float) -> tuple[Sequence[int] | None, li
         Indices to train on (None: all) and indices held out.
 
     Raises:
-        DataError: the fraction leaves nothing on either side.
+        DataError: the fraction holds out nothing, or all there is of a class.
     """
     if fraction == 0:
         return None, []
     labels = np.asarray(source.targets if hasattr(source, "targets") else source.tensors[1])
     order = np.random.default_rng(0).permutation(len(labels))
-    held = []
-    for label in np.unique(labels):
-        of_class = order[labels[order] == label]
-        held += of_class[: round(fraction * len(of_class))].tolist()
-    kept = sorted(set(range(len(labels))) - set(held))
-    if not held or not kept:
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    classes, sizes = np.unique(labels, return_counts=True)
+    counts = [round(fraction * size) for size in sizes.tolist()]
+    starts = np.cumsum(sizes) - sizes
+    parts = [by_class[start : start + n] for start, n in zip(starts, counts, strict=True)]
+    held = np.sort(np.concatenate(parts))
+    used_up = classes[sizes == counts]
+    if not len(held) or len(used_up):
+        left = f"nothing of class {used_up[0]} to train on" if len(held) else "none held out"
         raise DataError(
-            f"data.val_fraction: {fraction} of {len(labels)} training samples leaves "
-            f"{len(kept)} to train on and {len(held)} held out"
+            f"data.val_fraction: {fraction} of {len(labels)} training samples leaves {left}"
         )
-    return kept, sorted(held)
+    return np.setdiff1d(order, held).tolist(), held.tolist()
