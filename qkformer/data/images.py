@@ -47,27 +47,39 @@ def cifar100(config: DataConfig, T: int | None = None) -> ImageData:
     return _cifar(config, CIFAR100, "fine_labels", num_classes=100)
 
 
-def imagenet(config: DataConfig, T: int | None = None) -> ImageData:
+def imagenet(config: DataConfig, T: int | None = None, *, training: bool = True) -> ImageData:
     """Folders of images: data.root/train/<class>/*.JPEG and data.root/val/<class>/*.JPEG.
 
     The classes are the folders, in alphabetical order; a part of ImageNet has as many as it has.
+
+    Args:
+        training: False leaves train/ alone, which then need not be there: a million files take a
+            while to list.
 
     Raises:
         DataError: folders that are missing, empty or not sorted by class.
     """
     root = _root(config, "train/<class>/*.JPEG and val/<class>/*.JPEG")
+    parts = ("train", "val") if training else ("val",)
     try:
-        train, val = (set(_class_folders(root, part)) for part in ("train", "val"))
-        for part, alone in (("train", train - val), ("val", val - train)):
+        classes = {part: set(_class_folders(root, part)) for part in parts}
+        for part in parts:
+            alone = classes[part] - set.intersection(*classes.values())
             if alone:
                 raise DataError(
                     f"data.root: train/ and val/ in {root} differ in their class folders: "
                     f"{len(alone)} only in {part}/: {_some(alone)}"
                 )
-        parts = [_labelled_images(root / part) for part in ("train", "val")]
+        images = {part: _labelled_images(root / part) for part in parts}
     except OSError as error:
-        raise DataError(f"data.root: {error}") from error
-    return ImageData(*parts, len(train), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        raise DataError(f"data.root: {_line(error)}") from error
+    return ImageData(
+        train=images.get("train"),
+        test=images["val"],
+        num_classes=len(classes["val"]),
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+    )
 
 
 def _class_folders(root: Path, part: str) -> list[str]:

@@ -67,13 +67,14 @@ class ImageData:
 
     Attributes:
         train: Yields (image, class index); an image is a PIL image or uint8 [C, H, W], of any size.
+            None where a source was asked for nothing but its test images.
         test: Likewise.
         num_classes: Number of classes.
         mean: Per channel, of images scaled to 0..1; one value per input channel.
         std: Likewise.
     """
 
-    train: Dataset
+    train: Dataset | None
     test: Dataset
     num_classes: int
     mean: tuple[float, ...]

@@ -315,6 +315,16 @@ def test_imagenet_needs_root_and_images(tmp_path):
     assert "no images in the class folders of" in error(imagenet, tmp_path, "imagenet")
 
 
+def test_imagenet_can_be_tested_on_without_its_training_images(tmp_path):
+    root = write_imagenet(tmp_path, classes=3, train=1, val=4)
+    remove(root / "train")
+    data = imagenet(config(root, "imagenet"), training=False)
+    assert (data.train, len(data.test), data.num_classes) == (None, 12, 3)
+    remove(root / "val")
+    with pytest.raises(DataError, match="no folder val/"):
+        imagenet(config(root, "imagenet"), training=False)
+
+
 def test_many_names_are_cut_short(tmp_path):
     root = write_imagenet(tmp_path, classes=6, train=1, val=1)
     for i in range(2, 7):
