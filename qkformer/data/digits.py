@@ -6,7 +6,7 @@ from torch.utils.data import TensorDataset
 from qkformer.data.source import DataConfig, DataError, ImageData
 
 
-def digits(config: DataConfig, T: int | None = None) -> ImageData:
+def digits(config: DataConfig, *, T: int | None = None, training: bool = True) -> ImageData:
     """1797 grey images of 8 x 8 pixels, part of scikit-learn.
 
     The split (1437 train, 360 test, classes balanced) is always the same, whatever the run's seed.

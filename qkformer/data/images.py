@@ -30,7 +30,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR_SIZES = (50_000, 10_000)  # training and test images of either
 
 
-def cifar10(config: DataConfig, T: int | None = None) -> ImageData:
+def cifar10(config: DataConfig, *, T: int | None = None, training: bool = True) -> ImageData:
     """60,000 RGB images of 32 x 32 pixels in 10 classes: data.root/cifar-10-batches-py.
 
     Files in the same format with fewer or more images are read too, with a warning. With the
@@ -42,12 +42,12 @@ def cifar10(config: DataConfig, T: int | None = None) -> ImageData:
     return _cifar(config, CIFAR10, "labels", num_classes=10)
 
 
-def cifar100(config: DataConfig, T: int | None = None) -> ImageData:
+def cifar100(config: DataConfig, *, T: int | None = None, training: bool = True) -> ImageData:
     """As cifar10, with 100 classes: data.root/cifar-100-python."""
     return _cifar(config, CIFAR100, "fine_labels", num_classes=100)
 
 
-def imagenet(config: DataConfig, T: int | None = None, *, training: bool = True) -> ImageData:
+def imagenet(config: DataConfig, *, T: int | None = None, training: bool = True) -> ImageData:
     """Folders of images: data.root/train/<class>/*.JPEG and data.root/val/<class>/*.JPEG.
 
     The classes are the folders, in alphabetical order; a part of ImageNet has as many as it has.

@@ -1,45 +1,108 @@
-"""Loaders whose order depends on nothing but the seed and the epoch."""
+"""Batches whose content depends on nothing but the seed, the epoch and the position in it."""
 
+import signal
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from qkformer.data.datasets import DataConfig, DataError
+from qkformer.data.samples import Damaged
+from qkformer.data.source import DataConfig, DataError
+
+Key = tuple[int, int]  # index of a sample, seed of its transform
 
 
-class EpochSampler(Sampler[int]):
-    """A new order every epoch, the same for the same seed and epoch however training got there.
+class Batch(NamedTuple):
+    """Samples [B, ...], class indices [B], and the samples that could not be read.
 
-    Every process takes its own, equally long part of that order.
+    `samples` and `targets` are None where nothing could.
+    """
+
+    samples: Tensor | None
+    targets: Tensor | None
+    damaged: tuple[Damaged, ...]
+
+
+class TrainingBatches(Sampler[list[Key]]):
+    """Batches of keys: a new order every epoch, the same however training got there.
+
+    Consecutive batches of the order go to consecutive processes. So W processes that take one batch
+    each step see what one process sees that accumulates the gradients of W batches.
 
     Args:
         size: Number of samples in the data set.
+        batch_size: Samples per batch of one process.
         seed: Seed of the run.
         rank: This process, 0 <= rank < world_size.
         world_size: Number of processes.
+        accumulation: Batches of a process that make a step; a pass ends with a whole step.
     """
 
-    def __init__(self, size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.size, self.seed, self.rank, self.world_size = size, seed, rank, world_size
-        self.generator = torch.Generator()
-        self.set_epoch(0)
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
+        self.set_position(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next pass has."""
+    @property
+    def together(self) -> int:
+        """Samples in one batch of every process."""
+        return self.batch_size * self.world_size
+
+    @property
+    def step_size(self) -> int:
+        """Samples in one step: all processes, all accumulated batches."""
+        return self.together * self.accumulation
+
+    def set_position(self, epoch: int, done: int = 0) -> None:
+        """Choose where the next pass starts: behind `done` samples (of all processes) of `epoch`."""
+        self.epoch, self.done = epoch, done
+
+    def __iter__(self) -> Iterator[list[Key]]:
         # mixed rather than added: seed 0, epoch 1 must not be the order of seed 1, epoch 0
-        self._epoch_seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
-        # the loader seeds its workers from this generator, so they too depend on the epoch alone
-        self.generator.manual_seed(self._epoch_seed)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._epoch_seed)
-        order = torch.randperm(self.size, generator=generator)
-        return iter(order[self.rank :: self.world_size][: len(self)].tolist())
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = random.permutation(self.size)
+        seeds = random.integers(2**32, size=self.size)
+        for batch in range(len(self)):
+            start = self.done + batch * self.together + self.rank * self.batch_size
+            indices = order[start : start + self.batch_size].tolist()
+            yield [(index, int(seeds[index])) for index in indices]
 
     def __len__(self) -> int:
-        return self.size // self.world_size
+        """Batches left for every process; all are full, the rest of the epoch is left out."""
+        return (self.size - self.done) // self.step_size * self.accumulation
+
+
+class EvaluationBatches(Sampler[list[Key]]):
+    """Every sample once, in order; batch i goes to process i modulo `world_size`.
+
+    The batches are the same for any number of processes, which matters under ssa="original".
+    """
+
+    def __init__(self, size: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.starts = range(rank * batch_size, size, world_size * batch_size)
+        self.size, self.batch_size = size, batch_size
+        # processes whose share is a batch shorter have to wait for the others
+        self.longest = len(range(0, size, world_size * batch_size))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in self.starts:
+            # nothing is drawn in testing; a seed all the same, so that keys have one form
+            yield [(index, 0) for index in range(start, min(start + self.batch_size, self.size))]
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
 
 def training_loader(
@@ -50,34 +113,100 @@ def training_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    accumulation: int = 1,
 ) -> DataLoader:
-    """Shuffled batches of full size; call `loader.sampler.set_epoch(epoch)` before every pass.
+    """Shuffled full batches; call `loader.batch_sampler.set_position(epoch, done)` before a pass.
 
     Raises:
-        DataError: the data set has less than one batch for every process.
+        DataError: the data set is smaller than one step of all processes.
     """
-    sampler = EpochSampler(len(dataset), seed=seed, rank=rank, world_size=world_size)
-    if len(sampler) < config.batch_size:
+    step = config.batch_size * world_size * accumulation
+    if len(dataset) < step:
         raise DataError(
-            f"data.batch_size: {config.batch_size} is more than the {len(sampler)} training images"
+            f"data.batch_size: {config.batch_size} x {world_size} processes x {accumulation} "
+            f"accumulated batches is more than the {len(dataset)} training samples"
         )
-    return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=sampler,
-        generator=sampler.generator,
-        num_workers=config.workers,
-        drop_last=True,  # BatchNorm's statistics over a handful of images would be noise
-        pin_memory=device.type == "cuda",
+    batches = TrainingBatches(
+        len(dataset),
+        config.batch_size,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        accumulation=accumulation,
     )
+    return _loader(dataset, batches, config, device)
 
 
-def evaluation_loader(dataset: Dataset, config: DataConfig, device: torch.device) -> DataLoader:
-    """Every image exactly once, in order."""
+def evaluation_loader(
+    dataset: Dataset,
+    config: DataConfig,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """This process's share of the batches, every sample of the data set being in one share."""
+    batches = EvaluationBatches(len(dataset), config.batch_size, rank=rank, world_size=world_size)
+    return _loader(dataset, batches, config, device)
+
+
+def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
+    """The loader's batches; samples that could not be read are missing from them.
+
+    Args:
+        on_damaged: As DataConfig has it.
+
+    Raises:
+        DataError: a sample could not be read under "error", or not one of a batch under "skip"; or
+            a loading process died.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"a data loading process died ({reason}); short of memory? try fewer data.workers"
+            ) from error
+        if batch is None:
+            return
+        if batch.damaged and (on_damaged == "error" or batch.samples is None):
+            remedy = " (data.on_damaged: skip leaves such samples out)" * (on_damaged == "error")
+            more = len(batch.damaged) - 1
+            others = f"; likewise {more} more of this batch" if more else ""
+            raise DataError(f"cannot read {batch.damaged[0]}{others}{remedy}")
+        yield batch
+
+
+def collate(samples: list[tuple[Tensor, int] | Damaged]) -> Batch:
+    """Stack what could be read."""
+    damaged = tuple(sample for sample in samples if isinstance(sample, Damaged))
+    intact = [sample for sample in samples if not isinstance(sample, Damaged)]
+    if not intact:
+        return Batch(None, None, damaged)
+    tensors, labels = zip(*intact, strict=True)
+    return Batch(torch.stack(tensors), torch.tensor(labels), damaged)
+
+
+def _loader(
+    dataset: Dataset, batches: Sampler[list[Key]], config: DataConfig, device: torch.device
+) -> DataLoader:
     return DataLoader(
         dataset,
-        batch_size=config.batch_size,
+        batch_sampler=batches,
+        collate_fn=collate,
         generator=torch.Generator(),  # leaves the global random numbers to training
         num_workers=config.workers,
+        worker_init_fn=_outlive_signals,
+        persistent_workers=config.workers > 0,
         pin_memory=device.type == "cuda",
     )
+
+
+def _outlive_signals(_worker: int) -> None:
+    """A signal to all processes of a job must not take the data from a step to be finished."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

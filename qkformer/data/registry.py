@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
-from torch.utils.data import Dataset
 
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.digits import digits
@@ -20,9 +19,9 @@ from qkformer.data.image_transforms import (
 from qkformer.data.samples import Samples, held_out
 from qkformer.data.source import DataConfig, EventData, ImageData
 
-# A data set is a function of the `data` section and of the model's T (None: the model's default,
-# which data that have no time of their own need not know).
-DATASETS: dict[str, Callable[[DataConfig, int | None], ImageData | EventData]] = {
+# A data set is a function of the `data` section and, by keyword, T (frames per recording, which data
+# of images do not need) and `training` (False: the training samples may be None).
+DATASETS: dict[str, Callable[..., ImageData | EventData]] = {
     "imagenet": imagenet,
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -37,7 +36,8 @@ class Data:
     """Samples as the loaders read them, and what is done to a batch on the device.
 
     Attributes:
-        train: Yields uint8 [C, H, W] or int16 [T, C, H, W], and a class index.
+        train: Yields uint8 [C, H, W] or int16 [T, C, H, W], and a class index; None where only
+            testing was asked for.
         validation: Held-out training samples, treated as test samples; None without any.
         test: Likewise.
         augment: A training batch on the device -> float input of the model.
@@ -46,23 +46,33 @@ class Data:
         in_chans: Channels of the input.
     """
 
-    train: Dataset
-    validation: Dataset | None
-    test: Dataset
+    train: Samples | None
+    validation: Samples | None
+    test: Samples
     augment: nn.Module
     prepare: nn.Module
     num_classes: int
     in_chans: int
 
 
-def load_data(config: DataConfig, augmentation: AugmentationConfig, T: int | None = None) -> Data:
+def load_data(
+    config: DataConfig,
+    augmentation: AugmentationConfig,
+    T: int | None = None,
+    *,
+    training: bool = True,
+) -> Data:
     """The data set that `config.name` names, with its augmentation.
+
+    Args:
+        T: Frames per sample, for data of events.
+        training: Whether training samples are wanted; ImageNet's need not be there otherwise.
 
     Raises:
         DataError: data missing or not as expected, or an augmentation that does not exist for this
             kind of data; one line that names the key to change.
     """
-    source = DATASETS[config.name](config, T)
+    source = DATASETS[config.name](config, T=T, training=training)
     if isinstance(source, EventData):
         train_transform = still_transform = None
         augment = EventAugmentation(augmentation, source.size, config.image_size)
@@ -72,10 +82,14 @@ def load_data(config: DataConfig, augmentation: AugmentationConfig, T: int | Non
         still_transform = test_transform(config)
         augment = ImageAugmentation(augmentation, source.mean, source.std)
         prepare = Normalise(source.mean, source.std)
-    training, held = held_out(source.train, config.val_fraction)
+    train = validation = None
+    if training:
+        kept, held = held_out(source.train, config.val_fraction)
+        train = Samples(source.train, train_transform, kept)
+        validation = Samples(source.train, still_transform, held) if held else None
     return Data(
-        train=Samples(source.train, train_transform, training),
-        validation=Samples(source.train, still_transform, held) if held else None,
+        train=train,
+        validation=validation,
         test=Samples(source.test, still_transform),
         augment=augment,
         prepare=prepare,

@@ -4,6 +4,7 @@ What jsonargparse finds wrong is said in one line that names the key and the nea
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,25 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from qkformer.training.config import SECTIONS, Config, ConfigError, key_types, nearest
 
-OPTIONS = ("config", "output", "device", "resume", "checkpoint")
-TESTED_SECTIONS = ("model", "data")
+OPTIONS = (
+    "config",
+    "output",
+    "device",
+    "resume",
+    "checkpoint",
+    "weights",
+    "ssa",
+    "input_size",
+    "time_steps",
+)
+TESTED_SECTIONS = ("model", "data", "compute")
+TRAINING_ONLY = (  # of these sections
+    "model.weights",
+    "model.skip_head",
+    "data.val_fraction",
+    "compute.grad_checkpointing",
+    "compute.sync_batchnorm",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,8 @@ class TestOptions:
     checkpoint: Path
     output: Path
     device: str
+    ssa: str | None
+    weights: str
 
 
 def parse_train(
@@ -64,8 +84,8 @@ def parse_train(
         "a folder without a run; a path: continue from that checkpoint.",
     )
     _add_shared(parser)
-    parsed, files = _parse(parser, default_config, argv)
-    output = Path(parsed.output or Path("runs") / files[-1].stem)
+    parsed, given = _parse(parser, default_config, argv)
+    output = Path(parsed.output or Path("runs") / given.config[-1].stem)
     return _config(parsed), TrainOptions(output, parsed.resume, parsed.device)
 
 
@@ -78,11 +98,10 @@ def parse_test(
         ConfigError: as parse_train; and a key of another section on the command line.
     """
     parser = _parser(
-        "Test a checkpoint. Of the configuration, model.* and data.* act.",
-        "--checkpoint PATH [--output DIR] [--device auto|cpu|cuda]",
-    )
-    parser.add_argument(
-        "--checkpoint", metavar="PATH", type=str | None, help="Checkpoint to test (required)."
+        "Test the checkpoint at --checkpoint PATH. Of the configuration, model.*, data.* and "
+        "compute.* act.",
+        "--checkpoint PATH [--output DIR] [--ssa MODE] [--input_size N] [--time_steps T] "
+        "[--weights trained|ema] [--device auto|cpu|cuda]",
     )
     parser.add_argument(
         "--output",
@@ -90,17 +109,43 @@ def parse_test(
         type=str | None,
         help="Folder of results.json (default: the checkpoint's).",
     )
+    parser.add_argument(
+        "--ssa",
+        choices=["fixed", "original", "both"],
+        help="Spiking self-attention, in place of model.ssa: original has the published leak "
+        "between the samples of a batch; both tests one after the other.",
+    )
+    parser.add_argument(
+        "--input_size",
+        metavar="N",
+        type=int | None,
+        help="Height and width in pixels, in place of data.image_size.",
+    )
+    parser.add_argument(
+        "--time_steps", metavar="T", type=int | None, help="Time steps, in place of model.T."
+    )
+    parser.add_argument(
+        "--weights",
+        default="trained",
+        choices=["trained", "ema"],
+        help="ema: the running mean that training with optimizer.ema_decay keeps.",
+    )
     _add_shared(parser)
     for key in _options_given(argv):
         section = key.partition(".")[0]
-        if section in Config.__dataclass_fields__ and section not in TESTED_SECTIONS:
+        acts = section not in Config.__dataclass_fields__ or section in TESTED_SECTIONS
+        if key != "checkpoint" and not acts or key in TRAINING_ONLY:
             raise ConfigError(f"--{key}: acts in training only")
-    parsed, _ = _parse(parser, default_config, argv)
-    if parsed.checkpoint is None:
+    parsed, given = _parse(parser, default_config, argv, "checkpoint")
+    if parsed.input_size is not None:
+        parsed["data.image_size"] = parsed.input_size
+    if parsed.time_steps is not None:
+        parsed["model.T"] = parsed.time_steps
+    if given.checkpoint is None:
         raise ConfigError("--checkpoint: required, the file to test")
-    checkpoint = Path(parsed.checkpoint)
-    output = Path(parsed.output or checkpoint.parent)
-    return _config(parsed), TestOptions(checkpoint, output, parsed.device)
+    output = Path(parsed.output or given.checkpoint.parent)
+    options = TestOptions(given.checkpoint, output, parsed.device, parsed.ssa, parsed.weights)
+    return _config(parsed), options
 
 
 def _parser(description: str, options: str) -> ArgumentParser:
@@ -130,17 +175,26 @@ def _add_shared(parser: ArgumentParser) -> None:
 
 
 def _parse(
-    parser: ArgumentParser, default_config: Path, argv: Sequence[str] | None
-) -> tuple[Namespace, list[Path]]:
-    files_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    files_only.add_argument("--config", action="append", type=Path)
+    parser: ArgumentParser, default_config: Path, argv: Sequence[str] | None, *paths: str
+) -> tuple[Namespace, argparse.Namespace]:
+    """What the parser makes of the command line, and the options that it does not see.
+
+    These are the files (their keys are checked first), the launcher's --local-rank, and `paths`,
+    which have the name of a section.
+    """
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    before.add_argument("--config", action="append", type=Path)
+    before.add_argument("--local-rank", "--local_rank", type=int)
+    for name in paths:
+        before.add_argument(f"--{name}", type=Path)
     try:
-        given, rest = files_only.parse_known_args(argv)
-        files = given.config or [Path(default_config)]
-        for file in files:
+        given, rest = before.parse_known_args(argv)
+        _check_local_rank(given.local_rank)
+        given.config = given.config or [Path(default_config)]
+        for file in given.config:
             _check_file(file)
-        options = [part for file in files for part in ("--config", str(file))]
-        return parser.parse_args([*options, *rest]), files
+        options = [part for file in given.config for part in ("--config", str(file))]
+        return parser.parse_args([*options, *rest]), given
     except argparse.ArgumentError as error:
         _explain(error)
 
@@ -157,6 +211,15 @@ def _config(parsed: Namespace) -> Config:
         return Config(**values)
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from error
+
+
+def _check_local_rank(given: int | None) -> None:
+    """torch.distributed.launch passes --local-rank and sets LOCAL_RANK, from which it is taken."""
+    if given is not None and os.environ.get("LOCAL_RANK") != str(given):
+        raise ConfigError(
+            f"--local-rank {given}: is for launchers that set LOCAL_RANK to the same; start with "
+            "torchrun or python -m torch.distributed.launch"
+        )
 
 
 def _check_file(file: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import yaml
 
 import qkformer
-from qkformer.data.datasets import DATASETS, DataConfig
-from qkformer.data.transforms import AugmentationConfig
+from qkformer.data.augmentation import AugmentationConfig
+from qkformer.data.registry import DATASETS
+from qkformer.data.source import DataConfig
 from qkformer.training.optimizer import OptimizerConfig
 from qkformer.training.schedule import ScheduleConfig
 
@@ -34,6 +35,8 @@ class ModelConfig:
         mlp_ratio: Hidden width of the MLPs in units of their input's width.
         drop_path_rate: Stochastic depth of the last block, 0 <= rate < 1; rises from 0 linearly.
         backend: Implementation of the neurons; auto takes the fastest that runs here.
+        weights: Checkpoint to start from, as for fine-tuning; null for random weights.
+        skip_head: Leave out that checkpoint's head, as for other classes.
         args: Any other argument of create_model, as in {embed_dim: 64, depths: [1, 1, 2]}.
     """
 
@@ -44,6 +47,8 @@ class ModelConfig:
     mlp_ratio: float | None = None
     drop_path_rate: float | None = None
     backend: Literal["auto", "torch", "cupy"] = "auto"
+    weights: str | None = None
+    skip_head: bool = False
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,6 +62,8 @@ class ModelConfig:
             raise ValueError(f"mlp_ratio: must be above 0, got {self.mlp_ratio}")
         if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate: must be in 0 <= rate < 1, got {self.drop_path_rate}")
+        if self.skip_head and self.weights is None:
+            raise ValueError("skip_head: acts with weights only")
         for key in self.args:
             if key in ("num_classes", "in_chans"):
                 raise ValueError(f"args.{key}: is given by the data set, leave it out")
@@ -65,7 +72,8 @@ class ModelConfig:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for create_model, without those left to the model's default."""
-        own = {key: value for key, value in asdict(self).items() if key not in ("name", "args")}
+        not_arguments = ("name", "weights", "skip_head", "args")
+        own = {key: value for key, value in asdict(self).items() if key not in not_arguments}
         return {key: value for key, value in own.items() if value is not None} | self.args
 
 
@@ -86,19 +94,64 @@ class LossConfig:
             )
 
 
+@dataclass
+class ComputeConfig:
+    """How the arithmetic is done.
+
+    Args:
+        precision: Of convolutions and matrix products: fp32; fp16 (with a gradient scaler; on GPUs,
+            on the CPU float32 takes its place); bf16 (on Ampere and newer, or the CPU).
+        channels_last: Memory layout of convolutions.
+        compile: torch.compile.
+        grad_checkpointing: Keep the blocks' inputs only and compute the rest again in backward.
+        sync_batchnorm: BatchNorm over the batches of all processes (GPUs only); the published runs
+            normalise every process's batch by itself.
+    """
+
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    grad_checkpointing: bool = False
+    sync_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compile and self.grad_checkpointing:
+            raise ValueError("compile: does not work together with grad_checkpointing")
+
+
+@dataclass
+class CheckpointConfig:
+    """When a run is saved, besides at the end of every epoch (last.pth) and when it is stopped.
+
+    Args:
+        minutes: Time between checkpoints in the middle of an epoch; 0 for none.
+        every: Keep a copy of every so many epochs' checkpoint (epoch-0009.pth); 0 for none.
+    """
+
+    minutes: float = 30.0
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("minutes", "every"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key}: must be 0 or more, got {getattr(self, key)}")
+
+
 @dataclass(kw_only=True)
 class Config:
     """A training run.
 
     Args:
-        epochs: Passes over the training data.
+        epochs: Passes over the training data, without those of schedule.cooldown_epochs.
         seed: Of the weights, the order of the data and every other random number.
         model: Arguments of qkformer.create_model; null leaves one at the model's own default
-        data: Which images, how large, how many at once
-        augmentation: What is done to training images, a batch at a time
+        data: Which data, how large, how many at once
+        augmentation: What is done to training samples
         loss: Cross-entropy
-        optimizer: AdamW
+        optimizer: AdamW and the steps it takes
         schedule: Learning rate over time
+        compute: How the arithmetic is done
+        checkpoint: When a run is saved
     """
 
     epochs: int
@@ -109,6 +162,8 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -123,10 +178,24 @@ class Config:
                 message = f"must not be above optimizer.lr ({self.optimizer.lr})"
                 raise ValueError(f"schedule.{key}: {message}, got {getattr(self.schedule, key)}")
 
+    @property
+    def all_epochs(self) -> int:
+        """Epochs with those of the cool-down."""
+        return self.epochs + self.schedule.cooldown_epochs
+
 
 SECTIONS = {part.name: part.type for part in fields(Config) if is_dataclass(part.type)}
 # These may change between two sittings of one run: they say where and how fast, not what.
-FREE_ON_RESUME = ("data.root", "data.workers", "model.backend")
+FREE_ON_RESUME = (
+    "checkpoint.every",
+    "checkpoint.minutes",
+    "compute.compile",
+    "compute.grad_checkpointing",
+    "data.download",
+    "data.root",
+    "data.workers",
+    "model.backend",
+)
 
 
 def key_types() -> dict[str, Any]:
@@ -142,7 +211,9 @@ def key_types() -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The resolved configuration, to be read again with --config."""
     plain = asdict(config)
-    plain["optimizer"]["betas"] = list(config.optimizer.betas)  # YAML has no tuples
+    for section in plain.values():
+        if isinstance(section, dict):  # YAML has no tuples
+            section |= {k: list(v) for k, v in section.items() if isinstance(v, tuple)}
     return yaml.safe_dump(plain, sort_keys=False)
 
 

@@ -1,0 +1,8 @@
+"""Test a checkpoint on configs/cifar100_qkformer.yml, or on what --config names: test.py --help."""
+
+from pathlib import Path
+
+from qkformer.training.run import test
+
+if __name__ == "__main__":
+    test(Path(__file__).resolve().parents[1] / "configs" / "cifar100_qkformer.yml")

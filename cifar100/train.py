@@ -1,0 +1,8 @@
+"""Train on configs/cifar100_qkformer.yml, or on what --config names: train.py --help."""
+
+from pathlib import Path
+
+from qkformer.training.run import train
+
+if __name__ == "__main__":
+    train(Path(__file__).resolve().parents[1] / "configs" / "cifar100_qkformer.yml")
