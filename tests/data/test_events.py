@@ -235,7 +235,7 @@ def in_another_process(function, *args):
 
 
 @both
-@pytest.mark.parametrize("steps", [7, 25])
+@pytest.mark.parametrize("steps", [20, 40])
 def test_killed_again_and_again_it_goes_on_to_the_end(name, tmp_path, steps):
     written = write(name, tmp_path, events=30)
     for attempts in range(1, 60):  # noqa: B007
