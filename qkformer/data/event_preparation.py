@@ -73,13 +73,10 @@ class Preparation:
 
     def __init__(self, root: Path, format: EventFormat, T: int) -> None:
         self.root, self.format, self.T = root, format, T
-        frames = root / f"frames_number_{T}_split_by_number"
-        self.frames, self.events = (
-            Stage(folder, format.classes, (".npz",), folder.with_name(f"{folder.name}.building"))
-            for folder in (frames, root / "events_np")
-        )
-        suffixes = (".aedat", ".csv", ".txt")
-        self.extract = Stage(root / "extract", format.extracted, suffixes, self.events.unfinished)
+        frames = f"frames_number_{T}_split_by_number"
+        self.frames = Stage(root / frames, format.classes, (".npz",))
+        self.events = Stage(root / "events_np", format.classes, (".npz",))
+        self.extract = Stage(root / "extract", format.extracted, (".aedat", ".csv", ".txt"))
 
     def make_frames(self) -> None:
         if self.frames.finished():  # by the process that we waited for
@@ -114,8 +111,9 @@ class Preparation:
         archives = [self.root / "download" / name for name in self.format.archives()]
         absent = [path.name for path in archives if not path.is_file()]
         if absent:
-            # SpikingJelly's marker stands for this stage until it begins with the next
-            if not (self.extract.usable() or (self.extract.files() and self.events.started())):
+            # SpikingJelly has one marker for both stages; events_np is there once the second began
+            unfinished = self.events.unfinished.exists() and not self.events.started()
+            if unfinished or not self.extract.files():
                 self.say_what_is_missing(absent)
             return self.extract.declare_finished()
         sizes = {}

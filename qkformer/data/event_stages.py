@@ -29,13 +29,11 @@ class Stage:
         folder: Where the files are when finished.
         subfolders: Folders in it, none of which may be empty.
         suffixes: How the names of its files end; others do not count.
-        unfinished: What SpikingJelly leaves beside the folder while it makes it.
     """
 
     folder: Path
     subfolders: tuple[str, ...]
     suffixes: tuple[str, ...]
-    unfinished: Path
 
     @property
     def partial(self) -> Path:
@@ -45,6 +43,11 @@ class Stage:
     def mark(self) -> Path:
         # beside the folder: SpikingJelly takes every file in it for a recording
         return self.folder.with_name(f"{self.folder.name}.complete")
+
+    @property
+    def unfinished(self) -> Path:
+        """What SpikingJelly leaves beside the folder while it makes it."""
+        return self.folder.with_name(f"{self.folder.name}.building")
 
     def files(self) -> list[str]:
         """The files in `folder`, relative to it, in order of subfolders and names."""

@@ -590,6 +590,14 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch, capsys)
     assert capsys.readouterr().out == "making x: 3 files\nmaking x: 2 of 3 files\n"
 
 
+def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(event_stages.sys.stdout, "isatty", lambda: True)
+    with event_stages.Progress(3, "making x") as progress:
+        progress.show(1)
+        progress.show(3)
+    assert "making x: 100%" in capsys.readouterr().out
+
+
 def test_written_aedat3_has_several_packets():
     """So that the parser's loop over packets is tested, too."""
     events = {key: np.arange(200) for key in "txyp"}
