@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ THREADS = min(8, os.cpu_count() or 1)
 DAMAGE = (
     ValueError, KeyError, IndexError, EOFError, SyntaxError, RuntimeError, OverflowError,
     MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError,
+    tokenize.TokenError,
 )  # fmt: skip
 
 

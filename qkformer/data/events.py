@@ -1,7 +1,6 @@
 """Data sets recorded with event cameras: DVS128 Gesture and CIFAR10-DVS."""
 
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +28,7 @@ class FrameFiles(Dataset):
         Event counts int16 [T, 2, 128, 128] and a class index.
 
     Raises:
-        OSError, ValueError, EOFError, zipfile.BadZipFile: where a file cannot be read or is not as
-            it should be.
+        As `read_frames`.
     """
 
     def __init__(self, samples: Sequence[tuple[str, int]], T: int) -> None:
@@ -52,24 +50,24 @@ def read_frames(path: str | Path, T: int) -> Tensor:
     """Event counts int16 [T, 2, 128, 128] from an .npz of ours or of SpikingJelly's.
 
     Raises:
-        OSError, ValueError, KeyError, EOFError, SyntaxError, zipfile.BadZipFile: the file is
-            missing or damaged, of another shape, or has counts that int16 cannot hold.
+        ValueError: the frames have another shape, or counts that int16 cannot hold.
+        One of `qkformer.data.samples.DAMAGE`: the file is missing or damaged.
     """
     try:
         with np.load(path) as file:
             frames = file["frames"]
-    except (zlib.error, RuntimeError, MemoryError, OverflowError) as error:
-        # what zipfile and NumPy raise when damage looks like encryption, odd compression, huge size
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        # what zipfile and NumPy raise when damage looks like encryption or a huge size
         raise ValueError(str(error)) from error
     if frames.shape != (T, 2, SIZE, SIZE):
         raise ValueError(f"expected frames of shape {(T, 2, SIZE, SIZE)}, found {frames.shape}")
     least, most = frames.min(), frames.max()
     if not (least >= 0 and most <= LARGEST_COUNT):  # nan is neither
         raise ValueError(f"event counts must be 0 to {LARGEST_COUNT}, found {least} to {most}")
-    return torch.from_numpy(frames.astype(np.int16))
+    return torch.from_numpy(frames.astype(np.int16, copy=False))
 
 
-def dvs128_gesture(config: DataConfig, T: int | None) -> EventData:
+def dvs128_gesture(config: DataConfig, T: int | None = None, *, training: bool = True) -> EventData:
     """DVS128 Gesture (Amir et al., CVPR 2017): 11 gestures, official 1176 / 288 train / test.
 
     Every trial is a sample, cut out by its start and end as SpikingJelly does. A class index is
@@ -79,6 +77,7 @@ def dvs128_gesture(config: DataConfig, T: int | None) -> EventData:
     Args:
         config: `root` has SpikingJelly's folders, or DvsGesture.tar.gz in a folder download.
         T: Frames per sample, split by number of events.
+        training: Makes no difference: both parts are prepared at once.
 
     Raises:
         DataError: no T or root; data missing, damaged or not as they should be.
@@ -86,13 +85,13 @@ def dvs128_gesture(config: DataConfig, T: int | None) -> EventData:
     frames = _prepared(config, T, DVS128_GESTURE)
     labels = sorted(str(label) for label in range(11))
     train, test = (
-        FrameFiles([s for paths in _by_class(frames / split, labels) for s in paths], T)
+        FrameFiles([s for samples in _by_class(frames / split, labels) for s in samples], T)
         for split in ("train", "test")
     )
     return EventData(train, test, num_classes=11, size=SIZE)
 
 
-def cifar10_dvs(config: DataConfig, T: int | None) -> EventData:
+def cifar10_dvs(config: DataConfig, T: int | None = None, *, training: bool = True) -> EventData:
     """CIFAR10-DVS (Li et al., 2017): 10 classes of 1000, recorded from CIFAR-10's images.
 
     Splits (`config.split`); accuracies on the two cannot be compared:
@@ -105,6 +104,7 @@ def cifar10_dvs(config: DataConfig, T: int | None) -> EventData:
     Args:
         config: `root` has SpikingJelly's folders, or airplane.zip, .. in a folder download.
         T: Frames per sample, split by number of events.
+        training: Whether it is an error if the split leaves no samples to train on.
 
     Raises:
         DataError: no T or root; data missing, damaged or not as they should be; a split that leaves
@@ -119,8 +119,8 @@ def cifar10_dvs(config: DataConfig, T: int | None) -> EventData:
             tested = [place >= len(samples) * 9 // 10 for place in range(len(samples))]
         for sample, is_tested in zip(samples, tested, strict=True):
             (test if is_tested else train).append(sample)
-    for name, samples in (("train on", train), ("test", test)):
-        if not samples:
+    for name, samples, needed in (("train on", train, training), ("test", test, True)):
+        if needed and not samples:
             raise DataError(f"data.split: {config.split or 'released'} leaves nothing to {name}")
     return EventData(FrameFiles(train, T), FrameFiles(test, T), num_classes=10, size=SIZE)
 

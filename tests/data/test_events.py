@@ -194,6 +194,13 @@ def test_a_split_that_leaves_nothing_is_refused(tmp_path, split, per_class):
         load("cifar10-dvs", tmp_path, split=split)
 
 
+def test_testing_needs_no_training_samples(tmp_path):
+    write_cifar10_dvs(tmp_path, 2, events=20)
+    config = DataConfig("cifar10-dvs", 128, 2, root=str(tmp_path), split="tebn")
+    data = cifar10_dvs(config, T=4, training=False)
+    assert len(data.test) == 20 and len(data.train) == 0
+
+
 class Killer:
     """Kills this process just before its n-th step: a file, or a folder, getting its name."""
 
