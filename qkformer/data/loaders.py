@@ -66,7 +66,7 @@ class TrainingBatches(Sampler[list[Key]]):
         return self.together * self.accumulation
 
     def set_position(self, epoch: int, done: int = 0) -> None:
-        """Choose where the next pass starts: behind `done` samples (of all processes) of `epoch`."""
+        """Choose where the next pass starts: in `epoch`, behind `done` samples of all processes."""
         self.epoch, self.done = epoch, done
 
     def __iter__(self) -> Iterator[list[Key]]:

@@ -7,20 +7,20 @@ from torch import nn
 
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.digits import digits
-from qkformer.data.events import cifar10_dvs, dvs128_gesture
 from qkformer.data.event_transforms import EventAugmentation, EventFrames
-from qkformer.data.images import cifar10, cifar100, imagenet
+from qkformer.data.events import cifar10_dvs, dvs128_gesture
 from qkformer.data.image_transforms import (
     ImageAugmentation,
     Normalise,
     test_transform,
     training_transform,
 )
+from qkformer.data.images import cifar10, cifar100, imagenet
 from qkformer.data.samples import Samples, held_out
 from qkformer.data.source import DataConfig, EventData, ImageData
 
-# A data set is a function of the `data` section and, by keyword, T (frames per recording, which data
-# of images do not need) and `training` (False: the training samples may be None).
+# A data set is a function of the `data` section and, by keyword, of T (frames per recording, which
+# images do not need) and `training` (False: the training samples may be None).
 DATASETS: dict[str, Callable[..., ImageData | EventData]] = {
     "imagenet": imagenet,
     "cifar10": cifar10,

@@ -18,21 +18,21 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from qkformer.training.config import SECTIONS, Config, ConfigError, key_types, nearest
 
-OPTIONS = (
-    "config",
-    "output",
-    "device",
-    "resume",
-    "checkpoint",
-    "weights",
-    "ssa",
-    "input_size",
-    "time_steps",
-)
+# Besides --config: what they take, as --print_config writes them into a file too.
+TRAIN_OPTIONS = {"output": str, "device": str, "resume": str}
+TEST_OPTIONS = {
+    "output": str,
+    "device": str,
+    "weights": str,
+    "ssa": str,
+    "input_size": int,
+    "time_steps": int,
+}
 TESTED_SECTIONS = ("model", "data", "compute")
 TRAINING_ONLY = (  # of these sections
     "model.weights",
     "model.skip_head",
+    "model.drop_path_rate",
     "data.val_fraction",
     "compute.grad_checkpointing",
     "compute.sync_batchnorm",
@@ -84,7 +84,7 @@ def parse_train(
         "a folder without a run; a path: continue from that checkpoint.",
     )
     _add_shared(parser)
-    parsed, given = _parse(parser, default_config, argv)
+    parsed, given = _parse(parser, TRAIN_OPTIONS, default_config, argv)
     output = Path(parsed.output or Path("runs") / given.config[-1].stem)
     return _config(parsed), TrainOptions(output, parsed.resume, parsed.device)
 
@@ -134,9 +134,9 @@ def parse_test(
     for key in _options_given(argv):
         section = key.partition(".")[0]
         acts = section not in Config.__dataclass_fields__ or section in TESTED_SECTIONS
-        if key != "checkpoint" and not acts or key in TRAINING_ONLY:
+        if (key != "checkpoint" and not acts) or key in TRAINING_ONLY:
             raise ConfigError(f"--{key}: acts in training only")
-    parsed, given = _parse(parser, default_config, argv, "checkpoint")
+    parsed, given = _parse(parser, TEST_OPTIONS, default_config, argv, "checkpoint")
     if parsed.input_size is not None:
         parsed["data.image_size"] = parsed.input_size
     if parsed.time_steps is not None:
@@ -175,7 +175,11 @@ def _add_shared(parser: ArgumentParser) -> None:
 
 
 def _parse(
-    parser: ArgumentParser, default_config: Path, argv: Sequence[str] | None, *paths: str
+    parser: ArgumentParser,
+    options: dict[str, type],
+    default_config: Path,
+    argv: Sequence[str] | None,
+    *paths: str,
 ) -> tuple[Namespace, argparse.Namespace]:
     """What the parser makes of the command line, and the options that it does not see.
 
@@ -192,15 +196,18 @@ def _parse(
         _check_local_rank(given.local_rank)
         given.config = given.config or [Path(default_config)]
         for file in given.config:
-            _check_file(file)
-        options = [part for file in given.config for part in ("--config", str(file))]
-        return parser.parse_args([*options, *rest]), given
+            _check_file(file, options)
+        files = [part for file in given.config for part in ("--config", str(file))]
+        return parser.parse_args([*files, *rest]), given
     except argparse.ArgumentError as error:
-        _explain(error)
+        _explain(error, options, paths)
 
 
 def _config(parsed: Namespace) -> Config:
     """Build the sections one by one, so that what one refuses gets its section's name."""
+    for key, kind in key_types().items():  # jsonargparse lets null pass where there is a default
+        if parsed[key] is None and NoneType not in get_args(kind):
+            raise ConfigError(f"{key}: expected {_in_words(kind)}, got null")
     values = {key: parsed[key] for key in Config.__dataclass_fields__}
     prefix = ""
     try:
@@ -222,7 +229,7 @@ def _check_local_rank(given: int | None) -> None:
         )
 
 
-def _check_file(file: Path) -> None:
+def _check_file(file: Path, options: dict[str, type]) -> None:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -234,33 +241,47 @@ def _check_file(file: Path) -> None:
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected 'key: value' lines")
     for key, value in content.items():
-        _check_key(file, str(key))
+        _check_key(file, str(key), options)
         if key in SECTIONS:
             if not isinstance(value, dict):
                 raise ConfigError(f"{file}: {key}: expected keys below it, got {value!r}")
             for inner in value:
-                _check_key(file, f"{key}.{inner}")
+                _check_key(file, f"{key}.{inner}", options)
 
 
-def _check_key(file: Path, key: str) -> None:
-    valid = [*OPTIONS, *key_types()]
+def _check_key(file: Path, key: str, options: dict[str, type]) -> None:
+    valid = [*options, *key_types()]
     if key not in valid:
-        raise ConfigError(f"{file}: unknown key {key!r}{nearest(key, valid)}")
+        reason = _elsewhere(key) or f"unknown key {key!r}{nearest(key, valid)}"
+        raise ConfigError(f"{file}: {reason}")
 
 
-def _explain(error: argparse.ArgumentError) -> NoReturn:
+def _elsewhere(name: str) -> str:
+    """What to say of an option that only the other command has; empty for other names."""
+    commands = {"train.py": TRAIN_OPTIONS, "test.py": TEST_OPTIONS}
+    having = [command for command, options in commands.items() if name in options]
+    return f"{name}: is an option of {having[0]} only" if having else ""
+
+
+def _explain(
+    error: argparse.ArgumentError, options: dict[str, type], paths: Sequence[str]
+) -> NoReturn:
     """jsonargparse's complaint as one line; unknown options with the nearest valid name."""
     message = " ".join(str(error).split())
     unknown = re.search(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown:
-        valid = [f"--{key}" for key in (*OPTIONS, *key_types())]
-        raise ConfigError(f"unknown option {unknown[1]}{nearest(unknown[1], valid)}") from error
+        valid = [f"--{key}" for key in ("config", *options, *paths, *key_types())]
+        question, name = nearest(unknown[1], valid), unknown[1].lstrip("-")
+        if _elsewhere(name) and f".{name}'" not in question:  # --ssa can also mean --model.ssa
+            raise ConfigError(f"--{_elsewhere(name)}") from error
+        raise ConfigError(f"unknown option {unknown[1]}{question}") from error
     wrong_type = re.match(r'Parser key "([^"]+)": (.*)', message)
-    if wrong_type and wrong_type[1] in key_types():
+    kinds = options | key_types()
+    if wrong_type and wrong_type[1] in kinds:
         key, detail = wrong_type.groups()
         value = re.search(r"(?:Got value|Given value): (.*)", detail)
         got = f", got {value[1]}" if value else ""
-        raise ConfigError(f"{key}: expected {_in_words(key_types()[key])}{got}") from error
+        raise ConfigError(f"{key}: expected {_in_words(kinds[key])}{got}") from error
     raise ConfigError(message) from error
 
 

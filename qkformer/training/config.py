@@ -230,7 +230,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A question to end an error with, `, did you mean 'x'?`; empty where nothing is similar."""
     valid = list(valid)
-    by_last_part = {key.rpartition(".")[2]: key for key in valid}
+    by_last_part = {key.rpartition(".")[2]: key for key in reversed(valid)}  # the first one wins
     last_part = name.lstrip("-").rpartition(".")[2]
     if last_part in by_last_part:  # the right key in the wrong section, or in none
         return f", did you mean {by_last_part[last_part]!r}?"

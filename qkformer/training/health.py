@@ -67,12 +67,15 @@ def by_stage(rates: dict[str, float]) -> dict[str, float]:
 
 def dead_layers(rates: dict[str, float]) -> list[str]:
     """A line for the layers that never fired, and one for those that always did."""
+    most = 3  # where all are silent, the first one tells why
     kinds = {"silent (no spike)": 0.0, "saturated (spikes only)": 1.0}
     lines = []
     for kind, dead in kinds.items():
         names = [name for name, rate in rates.items() if rate == dead]
         if names:
-            lines.append(f"{len(names)} of {len(rates)} neuron layers {kind}: {', '.join(names)}")
+            more = f" and {len(names) - most} more" if names[most:] else ""
+            named = f"{', '.join(names[:most])}{more}"
+            lines.append(f"{len(names)} of {len(rates)} neuron layers {kind}: {named}")
     return lines
 
 

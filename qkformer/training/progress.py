@@ -99,6 +99,15 @@ class EpochProgress:
             else:
                 self.skipped += 1
 
+    @classmethod
+    def share(cls, saved: list[dict[str, Any]], world: World) -> "EpochProgress":
+        """This process's part of what all processes saved, however many they are now."""
+        if len(saved) == world.size:
+            return cls(**saved[world.rank])
+        counted = ("batches", "seen", "damaged", "loss", "correct")  # by each for itself
+        sums = {name: sum(part[name] for part in saved) if world.is_main else 0 for name in counted}
+        return cls(**saved[0] | sums)
+
     def metrics(self, world: World) -> dict[str, Any]:
         """Metrics of the epoch, over all processes.
 

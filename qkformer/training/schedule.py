@@ -42,10 +42,10 @@ def cosine_per_step(position: float, peak: float, epochs: int, config: ScheduleC
         epochs: Length of the training without cool-down.
         config: Warm-up and the rates at both ends.
     """
-    if position < config.warmup_epochs:
-        return config.warmup_lr + (peak - config.warmup_lr) * position / config.warmup_epochs
     if position >= epochs:
         return config.min_lr
+    if position < config.warmup_epochs:
+        return config.warmup_lr + (peak - config.warmup_lr) * position / config.warmup_epochs
     done = (position - config.warmup_epochs) / (epochs - config.warmup_epochs)
     return _half_cosine(peak, config.min_lr, done)
 
@@ -56,9 +56,11 @@ def cosine_per_epoch(position: float, peak: float, epochs: int, config: Schedule
     Arguments as for cosine_per_step.
     """
     epoch = math.floor(position)
+    if epoch >= epochs:
+        return config.min_lr
     if epoch < config.warmup_epochs:
         return config.warmup_lr + (peak - config.warmup_lr) * epoch / config.warmup_epochs
-    return _half_cosine(peak, config.min_lr, min(epoch / epochs, 1.0))
+    return _half_cosine(peak, config.min_lr, epoch / epochs)
 
 
 def one_cycle(position: float, peak: float, epochs: int, config: ScheduleConfig) -> float:
@@ -66,10 +68,10 @@ def one_cycle(position: float, peak: float, epochs: int, config: ScheduleConfig)
 
     Arguments as for cosine_per_step.
     """
-    if position < config.warmup_epochs:
-        return _half_cosine(config.warmup_lr, peak, position / config.warmup_epochs)
     if position >= epochs:
         return config.min_lr
+    if position < config.warmup_epochs:
+        return _half_cosine(config.warmup_lr, peak, position / config.warmup_epochs)
     done = (position - config.warmup_epochs) / (epochs - config.warmup_epochs)
     return _half_cosine(peak, config.min_lr, done)
 

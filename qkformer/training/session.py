@@ -31,9 +31,11 @@ from qkformer.training.log import RunLog
 from qkformer.training.loop import evaluate, train_one_epoch
 from qkformer.training.model import create_model
 from qkformer.training.progress import TrainingError
+from qkformer.training.randomness import seed_everything
+from qkformer.training.resume import find_checkpoint, restore
 from qkformer.training.schedule import create_schedule
 from qkformer.training.signals import StopRequest
-from qkformer.training.state import Keeper, RunState, find_checkpoint, restore, seed_everything
+from qkformer.training.state import Keeper, RunState
 
 
 def run_training(config: Config, options: TrainOptions) -> RunState:

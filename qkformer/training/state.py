@@ -1,27 +1,20 @@
-"""What a run leaves in its folder, and how it goes on from there."""
+"""What a run leaves in its folder, and when."""
 
 import os
-import random
-import sys
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from qkformer.checkpoint.io import CheckpointError, read_checkpoint, save_checkpoint
-from qkformer.training.config import Config, ConfigError, differences
+from qkformer.checkpoint.io import save_checkpoint
+from qkformer.training.config import Config
 from qkformer.training.distributed import World
 from qkformer.training.learner import Learner
 from qkformer.training.progress import EpochProgress
+from qkformer.training.randomness import random_state
 from qkformer.training.signals import Stopped, StopRequest
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
-# in every file from which a run can go on
-RESUMABLE = ("model", "optimizer", "scaler", "random", "history", "best", "progress", "config")
 
 
 @dataclass
@@ -102,8 +95,9 @@ class Keeper:
         Raises:
             CheckpointError: it cannot be written; the files are as they were before.
         """
-        random_states = self.world.gather(random_state(self.learner.device))
-        self.world.first(lambda: self._write_last(random_states))
+        randoms = self.world.gather(random_state(self.learner.device))
+        progress = self.state.progress and self.world.gather(asdict(self.state.progress))
+        self.world.first(lambda: self._write_last(randoms, progress))
         self.last_save = time.monotonic()
 
     def save_epoch(self) -> None:
@@ -118,16 +112,16 @@ class Keeper:
         if not self.state.progress and history and history[-1]["epoch"] == self.state.best:
             save_checkpoint(self._weights(), self.folder / BEST)
 
-    def _write_last(self, random_states: list[dict]) -> None:
+    def _write_last(self, randoms: list[dict], progress: list[dict] | None) -> None:
         state = self.state
         content = (
             self._weights()
             | self.learner.state_dict()
             | {
-                "random": random_states,
+                "random": randoms,
                 "history": state.history,
                 "best": state.best,
-                "progress": asdict(state.progress) if state.progress else None,
+                "progress": progress,
             }
         )
         # A disk may run full: the new file has to be there before the old ones move.
@@ -147,129 +141,3 @@ class Keeper:
             "acc1": finished[self.state.metric] if finished else None,
             "config": asdict(self.config),
         }
-
-
-@dataclass(frozen=True)
-class Found:
-    """A checkpoint from which training goes on.
-
-    Attributes:
-        path: The file.
-        changed: Keys whose values the configuration changes from here on, with both values.
-    """
-
-    path: Path
-    changed: list[str]
-
-
-def find_checkpoint(resume: str, output: Path, config: Config) -> Found | None:
-    """The checkpoint from which to go on; None to start anew.
-
-    Args:
-        resume: auto (the newest intact one in the folder), none, or a path.
-        output: Folder of the run.
-        config: What the run shall be.
-
-    Raises:
-        ConfigError: the folder holds a run that this one would overwrite.
-        CheckpointError: no checkpoint can be read, or training cannot go on from it.
-    """
-    own = [output / LAST, output / PREVIOUS, *sorted(output.glob("epoch-*.pth"), reverse=True)]
-    own = [path for path in own if path.exists()]
-    given = None if resume in ("auto", "none") else Path(resume)
-    goes_on = resume == "auto" and own
-    if not goes_on and not any(_same_file(given, path) for path in own):
-        _check_holds_no_run(output)
-    if not goes_on and given is None:
-        return None
-    path, content = _first_intact(own if goes_on else [given])
-    changed = differences(content["config"], asdict(config))
-    if changed and goes_on:
-        some = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if changed[3:] else "")
-        raise ConfigError(
-            f"{output} holds a run of another configuration ({some}): choose another --output, "
-            f"or go on with the changed one by --resume {path}"
-        )
-    return Found(path, changed)
-
-
-def restore(found: Found, learner: Learner, output: Path, metric: str, world: World) -> RunState:
-    """Put the learner and the random numbers where the checkpoint says they were.
-
-    Raises:
-        CheckpointError: the checkpoint is of another architecture.
-    """
-    content = read_checkpoint(found.path)
-    try:
-        learner.load_state_dict(content)
-    except CheckpointError as error:
-        raise CheckpointError(f"{found.path}: {error}") from error
-    if world.rank < len(content["random"]):  # a run may go on with more processes than it had
-        set_random_state(content["random"][world.rank], learner.device)
-    progress = EpochProgress(**content["progress"]) if content["progress"] else None
-    state = RunState(metric, content["history"], content["best"], progress)
-    # where a run goes on in another folder, the best weights at hand are those it starts with
-    is_own = found.path.resolve().parent == output.resolve() and (output / BEST).exists()
-    if not is_own and state.history:
-        state.best = state.history[-1]["epoch"]
-    return state
-
-
-def _first_intact(paths: Iterable[Path]) -> tuple[Path, dict[str, Any]]:
-    damaged = []
-    for path in paths:
-        try:
-            content = read_checkpoint(path)
-        except CheckpointError as error:
-            damaged.append(error)
-            continue
-        missing = [key for key in RESUMABLE if key not in content]
-        if missing:
-            raise CheckpointError(
-                f"{path}: no {', '.join(missing)} in it: training goes on from a last.pth only"
-            )
-        for error in damaged:
-            print(f"{error}; the checkpoint before it takes its place", file=sys.stderr)
-        return path, content
-    raise damaged[0]
-
-
-def _check_holds_no_run(output: Path) -> None:
-    for name in (LAST, PREVIOUS, BEST, "metrics.jsonl"):
-        if (output / name).exists():
-            hint = ", or go on with --resume auto" if name == LAST else ""
-            raise ConfigError(
-                f"{output} holds the {name} of another run: choose another --output{hint}"
-            )
-
-
-def _same_file(one: Path | None, other: Path) -> bool:
-    return one is not None and one.exists() and other.exists() and one.samefile(other)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global random numbers of Python, NumPy and PyTorch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The global random numbers' state, in plain values and tensors that load safely."""
-    _, words, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (words.tolist(), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Undo what happened to the global random numbers since `random_state`."""
-    random.setstate(state["python"])
-    np.random.set_state(("MT19937", *state["numpy"]))
-    torch.set_rng_state(state["torch"])
-    # a run may go on on another device, whose numbers then keep the run's seed
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)

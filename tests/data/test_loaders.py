@@ -1,97 +1,183 @@
-"""Loaders: the order follows from seed and epoch alone; testing sees every image once."""
+"""Loaders: what a batch holds follows from seed, epoch and position; testing sees all once."""
+
+import os
+import signal
+from itertools import chain
 
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
-from qkformer.data.datasets import DataConfig, DataError
-from qkformer.data.loaders import EpochSampler, evaluation_loader, training_loader
+from qkformer.data.loaders import (
+    EvaluationBatches,
+    TrainingBatches,
+    evaluation_loader,
+    read,
+    training_loader,
+)
+from qkformer.data.samples import Samples
+from qkformer.data.source import DataConfig, DataError
 
 CPU = torch.device("cpu")
 
 
-class NoisyImages(Dataset):
-    """Images that are augmented by the worker that loads them."""
+class Numbers(Dataset):
+    """Sample i is the number i, of class i; some cannot be read, one kills its reader."""
+
+    def __init__(self, size=20, broken=(), deadly=None):
+        self.size, self.broken, self.deadly = size, broken, deadly
 
     def __len__(self):
-        return 20
+        return self.size
 
     def __getitem__(self, index):
-        return index + torch.rand(1), index
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index in self.broken:
+            raise OSError("image file is truncated")
+        return torch.tensor([float(index)]), index
+
+
+def noisy(sample):
+    """An augmentation: what is added differs for every sample and epoch."""
+    return sample + torch.rand(1)
 
 
 def config(**changes):
     return DataConfig(**{"name": "digits", "image_size": 8, "batch_size": 4, **changes})
 
 
-def order(seed, epoch, **place):
-    sampler = EpochSampler(30, seed=seed, **place)
-    sampler.set_epoch(epoch)
-    return list(sampler)
+def order(size=30, batch_size=2, *, seed=0, epoch=0, done=0, **place):
+    batches = TrainingBatches(size, batch_size, seed=seed, **place)
+    batches.set_position(epoch, done)
+    return list(batches)
+
+
+def indices(batches):
+    return [index for batch in batches for index, _ in batch]
+
+
+def values(loader, on_damaged="error"):
+    return [batch.samples.flatten().tolist() for batch in read(loader, on_damaged)]
 
 
 def test_an_epochs_order_follows_from_seed_and_epoch_alone():
-    sampler = EpochSampler(30, seed=3)
+    batches = TrainingBatches(30, 2, seed=3)
     for epoch in (0, 1, 2):
-        sampler.set_epoch(epoch)
-        in_sequence = list(sampler)
-        assert in_sequence == order(3, epoch)
-        assert sorted(in_sequence) == list(range(30))
+        batches.set_position(epoch)
+        assert list(batches) == list(batches) == order(seed=3, epoch=epoch)
+        assert sorted(indices(batches)) == list(range(30))
 
 
-def test_orders_of_other_seeds_and_epochs_differ():
-    orders = {tuple(order(seed, epoch)) for seed in range(4) for epoch in range(4)}
-    assert len(orders) == 16
+def test_orders_and_sample_seeds_of_other_seeds_and_epochs_differ():
+    orders = [order(seed=seed, epoch=epoch) for seed in range(4) for epoch in range(4)]
+    assert len({tuple(indices(batches)) for batches in orders}) == 16
+    assert len({key for batches in orders for batch in batches for key in batch}) == 16 * 30
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_processes_share_the_order_in_equal_parts(world_size):
-    parts = [order(0, 5, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert {len(part) for part in parts} == {30 // world_size}
-    together = [index for part in parts for index in part]
-    assert len(set(together)) == len(together)
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_processes_see_together_what_one_sees_that_accumulates(world_size):
+    shares = [order(rank=rank, world_size=world_size) for rank in range(world_size)]
+    together = [batch for step in zip(*shares, strict=True) for batch in step]
+    assert together == order(accumulation=world_size)
 
 
-def test_training_batches_are_full():
-    dataset = TensorDataset(torch.arange(10), torch.arange(10))
-    loader = training_loader(dataset, config(), CPU, seed=0)
-    assert [len(images) for images, _ in loader] == [4, 4]
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 1), (1, 3), (2, 2)])
+def test_an_epoch_goes_on_from_any_step_of_it(world_size, accumulation):
+    options = dict(epoch=5, rank=world_size - 1, world_size=world_size, accumulation=accumulation)
+    whole = order(**options)
+    step = 2 * world_size * accumulation
+    for steps in range(30 // step + 1):
+        assert order(done=steps * step, **options) == whole[steps * accumulation :]
+
+
+def test_training_batches_are_full_and_steps_whole():
+    assert [len(batch) for batch in order(10, 4)] == [4, 4]
+    assert len(order(22, 2, accumulation=3)) == 9  # three steps of three; two batches are left out
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_epochs_are_the_same_after_a_restart(workers):
-    def epochs(first):
-        torch.manual_seed(0)
-        loader = training_loader(NoisyImages(), config(workers=workers), CPU, seed=1)
-        result = []
-        for epoch in range(first, 3):
-            loader.sampler.set_epoch(epoch)
-            # without workers, images draw from the global numbers, which a checkpoint restores
-            torch.manual_seed(epoch)
-            result.append(torch.cat([images for images, _ in loader]))
-        return result
+def test_an_epochs_samples_are_the_same_after_a_restart_and_with_other_workers(workers):
+    def epoch(number, done, workers):
+        loader = training_loader(Samples(Numbers(), noisy), config(workers=workers), CPU, seed=1)
+        torch.manual_seed(number + done)  # must not matter
+        loader.batch_sampler.set_position(number, done)
+        return values(loader)
 
-    assert torch.equal(torch.stack(epochs(0)[1:]), torch.stack(epochs(1)))
+    whole = epoch(2, 0, 0)
+    assert epoch(2, 8, workers) == whole[2:]
+    noise = [{value % 1 for value in chain(*batches)} for batches in (whole, epoch(1, 0, workers))]
+    assert noise[0].isdisjoint(noise[1])
 
 
-def test_workers_noise_changes_from_epoch_to_epoch():
-    loader = training_loader(NoisyImages(), config(workers=1), CPU, seed=1)
-    noise = []
-    for epoch in (0, 1):
-        loader.sampler.set_epoch(epoch)
-        noise.append({image % 1 for images, _ in loader for image in images.flatten().tolist()})
-    assert not noise[0] & noise[1]
+def test_an_abandoned_pass_does_not_reach_into_the_next():
+    loader = training_loader(Samples(Numbers(40)), config(workers=2), CPU, seed=1)
+    batches = read(loader, "error")
+    next(batches)
+    loader.batch_sampler.set_position(1)
+    fresh = training_loader(Samples(Numbers(40)), config(), CPU, seed=1)
+    fresh.batch_sampler.set_position(1)
+    assert values(loader) == values(fresh)
 
 
-def test_testing_sees_every_image_once_and_leaves_the_global_random_numbers():
-    dataset = TensorDataset(torch.arange(10), torch.arange(10))
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 24])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_testing_sees_every_sample_once_in_the_same_batches(size, world_size):
+    shares = [
+        EvaluationBatches(size, 4, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    assert {share.longest for share in shares} == {len(shares[0])}
+    batches = sorted(batch for share in shares for batch in share)
+    assert batches == list(EvaluationBatches(size, 4))
+    assert indices(batches) == list(range(size))
+
+
+def test_testing_leaves_the_global_random_numbers():
     before = torch.get_rng_state()
-    seen = torch.cat([images for images, _ in evaluation_loader(dataset, config(), CPU)])
-    assert torch.equal(seen, torch.arange(10))
+    seen = values(evaluation_loader(Samples(Numbers(10), noisy), config(), CPU))
+    assert [int(value) for value in chain(*seen)] == list(range(10))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_batch_larger_than_the_data_is_refused():
-    dataset = TensorDataset(torch.arange(10), torch.arange(10))
-    with pytest.raises(DataError, match=r"data\.batch_size"):
-        training_loader(dataset, config(batch_size=11), CPU, seed=0)
+@pytest.mark.parametrize("place", [{"world_size": 3}, {"accumulation": 3}])
+def test_a_step_larger_than_the_data_is_refused(place):
+    with pytest.raises(DataError, match=r"data\.batch_size: .* training samples"):
+        training_loader(Samples(Numbers(11)), config(), CPU, seed=0, **place)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_stops_the_run_and_is_named(workers):
+    loader = evaluation_loader(Samples(Numbers(broken=(5, 6))), config(workers=workers), CPU)
+    message = r"cannot read sample 5: image file is truncated; likewise 1 more .*data\.on_damaged"
+    with pytest.raises(DataError, match=message):
+        values(loader)
+
+
+def test_damaged_samples_are_left_out_and_told_on_request():
+    loader = evaluation_loader(Samples(Numbers(8, broken=(5, 6))), config(), CPU)
+    first, second = read(loader, "skip")
+    assert (len(first.samples), first.damaged) == (4, ())
+    assert second.samples.flatten().tolist() == second.targets.tolist() == [4, 7]
+    assert [damaged.sample for damaged in second.damaged] == ["sample 5", "sample 6"]
+
+
+def test_a_batch_of_which_nothing_is_left_is_an_error_all_the_same():
+    loader = evaluation_loader(Samples(Numbers(8, broken=range(4, 8))), config(), CPU)
+    with pytest.raises(DataError, match="sample 4"):
+        values(loader, "skip")
+
+
+def test_a_loading_process_that_is_killed_is_said_to_be():
+    loader = evaluation_loader(Samples(Numbers(deadly=9)), config(workers=1), CPU)
+    with pytest.raises(DataError, match="a data loading process died"):
+        values(loader)
+
+
+def test_loading_processes_outlive_the_signals_that_stop_a_run():
+    loader = training_loader(Samples(Numbers(40)), config(workers=2), CPU, seed=0)
+    batches = read(loader, "error")
+    seen = [next(batches)]
+    for worker in loader._iterator._workers:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    assert len([*seen, *batches]) == 10

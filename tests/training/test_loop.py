@@ -1,4 +1,4 @@
-"""One pass of training or testing, on a model small enough to check by hand."""
+"""One pass of training or testing, on models small enough to check by hand."""
 
 import math
 
@@ -7,9 +7,16 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from qkformer.data.datasets import DataConfig
 from qkformer.data.loaders import evaluation_loader, training_loader
-from qkformer.training.loop import TrainingError, evaluate, train_one_epoch
+from qkformer.data.samples import Samples
+from qkformer.data.source import DataConfig, DataError
+from qkformer.training.config import Config
+from qkformer.training.distributed import World
+from qkformer.training.learner import Learner
+from qkformer.training.loop import evaluate, train_one_epoch
+from qkformer.training.optimizer import OptimizerConfig
+from qkformer.training.progress import TrainingError
+from qkformer.training.schedule import ScheduleConfig
 
 CPU = torch.device("cpu")
 CLASSES = 7
@@ -29,108 +36,314 @@ class Recorder(nn.Module):
         return self.linear(x.flatten(1))
 
 
-def dataset(size=22):
+def data(size=22):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (size, 1, 2, 2), dtype=torch.uint8, generator=generator)
     return TensorDataset(images, torch.randint(0, CLASSES, (size,), generator=generator))
 
 
-def config(batch_size=4):
+def section(batch_size=4):
     return DataConfig(name="digits", image_size=2, batch_size=batch_size)
 
 
 def prepare(images):
-    return images.float() / 255
+    return images.double() / 255
 
 
-def train(model, optimizer=None, loss=nn.functional.cross_entropy, epoch=0, rate=lambda _: 0.1):
+def loader(batch_size=4, size=22, **options):
+    return training_loader(Samples(data(size)), section(batch_size), CPU, seed=0, **options)
+
+
+def learner(model=None, *, sgd=True, **optimizer):
+    """A float64 learner; with plain gradient descent its steps can be checked by hand."""
+    torch.manual_seed(0)
+    config = Config(
+        epochs=1,
+        model={"name": "qkformer_4_384"},
+        data=section(),
+        optimizer=OptimizerConfig(lr=0.1, **optimizer),
+        schedule=ScheduleConfig("one_cycle"),
+    )
+    made = Learner((model or Recorder()).double(), config, CPU, World())
+    if sgd:
+        made.optimizer = torch.optim.SGD(made.model.parameters(), lr=0)
+    return made
+
+
+def train(learner, batches=None, epoch=0, rate=lambda _: 0.1, **options):
     return train_one_epoch(
-        model,
-        training_loader(dataset(), config(), CPU, seed=0),
-        optimizer or torch.optim.SGD(model.parameters(), lr=0),
-        loss,
+        learner,
+        batches or loader(),
         epoch=epoch,
-        prepare=prepare,
+        augment=prepare,
         learning_rate=rate,
-        device=CPU,
+        **options,
     )
 
 
-def test_an_epoch_is_plain_gradient_descent_over_its_batches():
-    torch.manual_seed(0)
-    model, expected = Recorder(), Recorder()
-    expected.load_state_dict(model.state_dict())
-    metrics = train(model, epoch=2)
+def metrics(progress):
+    return progress.metrics(World())
 
-    loader = training_loader(dataset(), config(), CPU, seed=0)
-    loader.sampler.set_epoch(2)
-    losses, hits = [], []
-    for images, targets in loader:
+
+def test_an_epoch_is_plain_gradient_descent_over_its_batches():
+    one, expected = learner(), learner().model
+    progress = train(one, epoch=2)
+
+    batches = loader()
+    batches.batch_sampler.set_position(2)
+    losses, hits, norms = [], [], []
+    for images, targets, _ in batches:
         logits = expected(prepare(images))
         loss = nn.functional.cross_entropy(logits, targets)
         gradients = torch.autograd.grad(loss, list(expected.parameters()))
+        norms.append(math.sqrt(sum((g**2).sum() for g in gradients)))
         with torch.no_grad():
             for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
                 parameter -= 0.1 * gradient
         losses.append(loss.item())
         hits += (logits.argmax(1) == targets).tolist()
-    torch.testing.assert_close(model.linear.weight, expected.linear.weight)
-    assert metrics["train_loss"] == pytest.approx(sum(losses) / len(losses))
-    assert metrics["train_acc1"] == pytest.approx(100 * sum(hits) / len(hits))
-    assert all(model.modes)
+    torch.testing.assert_close(one.model.linear.weight, expected.linear.weight)
+    assert metrics(progress)["train_loss"] == pytest.approx(sum(losses) / len(losses))
+    assert metrics(progress)["train_acc1"] == pytest.approx(100 * sum(hits) / len(hits))
+    assert metrics(progress)["gradient_norm"] == pytest.approx(sum(norms) / len(norms))
+    assert (progress.done, progress.steps, progress.batches, progress.seen) == (20, 5, 5, 20)
+    assert all(one.model.modes)
+
+
+@pytest.mark.parametrize("accumulation", [2, 5])
+def test_accumulated_batches_have_the_gradient_of_one_large_batch(accumulation):
+    one = learner(accumulation_steps=accumulation)
+    train(one, loader(4, 40, accumulation=accumulation))
+    other = learner()
+    train(other, loader(4 * accumulation, 40))
+    assert len(one.model.seen) == accumulation * len(other.model.seen)
+    torch.testing.assert_close(one.model.state_dict(), other.model.state_dict(), rtol=1e-12, atol=0)
 
 
 def test_the_learning_rate_follows_the_position_inside_the_epoch():
     positions = []
-    model = Recorder()
-    optimizer = torch.optim.SGD(model.parameters(), lr=9)
-    metrics = train(model, optimizer, epoch=3, rate=lambda at: positions.append(at) or at / 1000)
+    one = learner()
+    progress = train(one, epoch=3, rate=lambda at: positions.append(at) or at / 1000)
     assert positions == pytest.approx([3, 3.2, 3.4, 3.6, 3.8])
-    assert metrics["train_lr"] == pytest.approx(3.4 / 1000)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(3.8 / 1000)
+    assert metrics(progress)["train_lr"] == pytest.approx(3.4 / 1000)
+    assert one.optimizer.param_groups[0]["lr"] == pytest.approx(3.8 / 1000)
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_training_and_names_the_step(broken):
-    steps = []
+def test_with_accumulation_it_is_set_once_a_step_and_counts_batches():
+    positions = []
+    one = learner(accumulation_steps=2)
+    train(one, loader(accumulation=2), rate=lambda at: positions.append(at) or 0.1)
+    assert positions == pytest.approx([0, 0.4])  # of the epoch's five batches, one is left out
 
-    def loss(logits, targets):
-        steps.append(1)
-        factor = broken if len(steps) == 3 else 1
-        return factor * nn.functional.cross_entropy(logits, targets)
 
-    with pytest.raises(TrainingError, match=f"loss is {broken} in step 2 of epoch 4"):
-        train(Recorder(), loss=loss, epoch=4, rate=lambda _: 0.0)
+def test_clipping_bounds_the_gradient_and_reports_it_unclipped():
+    free, clipped = learner(), learner(clip_grad_norm=1e-3)
+    start = free.model.linear.weight.detach().clone()
+    norm = metrics(train(free, loader(20)))["gradient_norm"]
+    assert metrics(train(clipped, loader(20)))["gradient_norm"] == pytest.approx(norm)
+    moved = [one.model.linear.weight - start for one in (free, clipped)]
+    torch.testing.assert_close(moved[1], moved[0] * 1e-3 / norm, rtol=1e-3, atol=1e-9)
+
+
+def test_averaged_weights_are_the_running_mean_of_the_weights():
+    one = learner(ema_decay=0.75)
+    mean = one.model.linear.weight.detach().clone()
+    history = []
+    update = one.update
+
+    def recording(rate):
+        norm = update(rate)
+        history.append(one.model.linear.weight.detach().clone())
+        return norm
+
+    one.update = recording
+    train(one)
+    for weight in history:
+        mean = 0.75 * mean + 0.25 * weight
+    torch.testing.assert_close(one.ema.module.linear.weight, mean)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights():
+    one = learner(sgd=False)
+    one.model.float()
+    one.precision = "bf16"
+    dtypes = []
+    one.model.linear.register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
+    progress = train_one_epoch(
+        one, loader(), epoch=0, augment=lambda x: x.float() / 255, learning_rate=lambda _: 0.01
+    )
+    assert set(dtypes) == {torch.bfloat16}
+    assert one.model.linear.weight.dtype == torch.float32
+    assert math.isfinite(metrics(progress)["train_loss"])
+
+
+def test_mixing_gets_samples_labels_and_epoch_and_gives_soft_targets():
+    calls = []
+
+    def mix(samples, labels, epoch):
+        calls.append((samples.dtype, labels.dtype, epoch))
+        return samples * 0, torch.full((len(labels), CLASSES), 1 / CLASSES, dtype=torch.float64)
+
+    one = learner()
+    progress = train(one, epoch=6, mix=mix, rate=lambda _: 0.0)
+    assert calls == [(torch.float64, torch.int64, 6)] * 5
+    logits = one.model.linear.bias.log_softmax(0)
+    assert metrics(progress)["train_loss"] == pytest.approx(-logits.mean().item())
+
+
+class Broken(Recorder):
+    """Gives something that is not finite from its third batch on."""
+
+    def __init__(self, value, in_gradient=False):
+        super().__init__()
+        self.value, self.in_gradient = value, in_gradient
+
+    def forward(self, x):
+        logits = super().forward(x)
+        if len(self.seen) < 3:
+            return logits
+        if self.in_gradient:
+            logits.register_hook(lambda gradient: gradient * self.value)
+            return logits
+        return logits * self.value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_training_and_names_the_step(value):
+    with pytest.raises(TrainingError, match=r"loss is nan in step 2 of epoch 4") as failure:
+        train(learner(Broken(value)), epoch=4)
+    record = failure.value.record
+    assert (record["epoch"], record["step"], record["learning_rate"]) == (4, 2, 0.1)
+
+
+def test_a_gradient_that_is_no_number_stops_training_although_the_loss_is_fine():
+    with pytest.raises(TrainingError, match="gradient is nan in step 2 of epoch 0"):
+        train(learner(Broken(math.nan, in_gradient=True)), rate=lambda _: 0.0)
+
+
+def test_a_scaler_may_leave_out_steps_but_not_all_of_them():
+    one = learner(Broken(math.inf, in_gradient=True))
+    one.scaler = torch.amp.GradScaler("cpu")
+    progress = train(one)
+    assert metrics(progress)["skipped_steps"] == 3
+    assert one.model.linear.weight.isfinite().all()
+    assert math.isfinite(metrics(progress)["gradient_norm"])
+    with pytest.raises(TrainingError, match=r"gradient scale fell to .* steps overflowed"):
+        for epoch in range(1, 99):
+            train(one, epoch=epoch)
 
 
 def test_weights_that_are_no_numbers_stop_training_even_where_the_loss_hides_them():
-    model = Recorder()
-    model.silenced = nn.Parameter(torch.tensor([math.nan]))
+    one = learner()
+    one.model.silenced = nn.Parameter(torch.tensor([math.nan]))
     with pytest.raises(TrainingError, match="silenced is no longer finite after epoch 0"):
-        train(model)
+        train(one)
+
+
+class EveryStep:
+    """Pauses that stop behind a given step."""
+
+    def __init__(self, stop_after):
+        self.left, self.progress = stop_after, None
+
+    def due(self):
+        self.left -= 1
+        return self.left == 0
+
+    def take(self, progress):
+        self.progress = progress
+        raise InterruptedError
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_epoch_stopped_and_gone_on_with_equals_one_that_was_not(stop_after, accumulation):
+    def batches():
+        return loader(2, accumulation=accumulation)
+
+    whole = learner(sgd=False, accumulation_steps=accumulation)
+    expected = metrics(train(whole, batches(), epoch=1))
+    one, pauses = learner(sgd=False, accumulation_steps=accumulation), EveryStep(stop_after)
+    with pytest.raises(InterruptedError):
+        train(one, batches(), epoch=1, pauses=pauses)
+    assert pauses.progress.steps == stop_after
+    found = metrics(train(one, batches(), epoch=1, progress=pauses.progress))
+    assert torch.equal(one.model.linear.weight, whole.model.linear.weight)
+    for name in expected.keys() - {"images_per_second"}:
+        assert found[name] == expected[name]
+
+
+def test_batch_norm_of_accumulated_batches_is_that_of_each():
+    def model():
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES)
+        )
+
+    one = learner(model(), accumulation_steps=2)
+    train(one, loader(4, 8, accumulation=2))
+    expected = model().double()
+    batches = loader(4, 8, accumulation=2)
+    batches.batch_sampler.set_position(0)
+    for images, targets, _ in batches:
+        (nn.functional.cross_entropy(expected(prepare(images)), targets) / 2).backward()
+    torch.optim.SGD(expected.parameters(), lr=0.1).step()
+    torch.testing.assert_close(one.model.state_dict(), expected.state_dict())
+
+
+# ------------------------------------------------------------------------------------- testing
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 22, 30])
 def test_testing_counts_every_image_once_whatever_the_batch_size(batch_size):
-    torch.manual_seed(0)
-    model, data = Recorder(), dataset()
-    loader = evaluation_loader(data, config(batch_size), CPU)
-    metrics = evaluate(model, loader, prepare=prepare, device=CPU)
-    images, targets = data.tensors
+    model = learner().model
+    batches = evaluation_loader(Samples(data()), section(batch_size), CPU)
+    tested = evaluate(model, batches, prepare=prepare, device=CPU)
+    images, targets = data().tensors
     with torch.no_grad():
         logits = model.linear(prepare(images).flatten(1))
     ranks = (logits > logits.gather(1, targets[:, None])).sum(1)
-    assert metrics == {
-        "test_loss": pytest.approx(nn.functional.cross_entropy(logits, targets).item()),
-        "test_acc1": 100 * (ranks < 1).sum().item() / 22,
-        "test_acc5": 100 * (ranks < 5).sum().item() / 22,
+    assert tested == {
+        "loss": pytest.approx(nn.functional.cross_entropy(logits, targets).item()),
+        "acc1": 100 * (ranks < 1).sum().item() / 22,
+        "acc5": 100 * (ranks < 5).sum().item() / 22,
+        "samples": 22,
+        "damaged": 0,
     }
     assert not any(model.modes)
     assert model.linear.weight.grad is None
 
 
 def test_a_model_that_answers_nan_is_not_given_an_accuracy():
-    model = Recorder()
+    model = learner().model
     nn.init.constant_(model.linear.weight, math.nan)
+    batches = evaluation_loader(Samples(data()), section(), CPU)
     with pytest.raises(TrainingError, match="test loss is nan"):
-        evaluate(model, evaluation_loader(dataset(), config(), CPU), prepare=prepare, device=CPU)
+        evaluate(model, batches, prepare=prepare, device=CPU)
+
+
+class PartlyBroken(TensorDataset):
+    """Its samples 3 and 9 cannot be read."""
+
+    def __getitem__(self, index):
+        if index in (3, 9):
+            raise OSError("cut off")
+        return super().__getitem__(index)
+
+
+def test_damaged_samples_are_counted_in_training_and_testing():
+    broken = Samples(PartlyBroken(*data(20).tensors))
+    one = learner()
+    batches = training_loader(broken, section(), CPU, seed=0)
+    progress = train(one, batches, on_damaged="skip")
+    assert (progress.seen, metrics(progress)["damaged_samples"], progress.done) == (18, 2, 20)
+    tested = evaluate(
+        one.model,
+        evaluation_loader(broken, section(), CPU),
+        prepare=prepare,
+        device=CPU,
+        on_damaged="skip",
+    )
+    assert (tested["samples"], tested["damaged"]) == (18, 2)
+    with pytest.raises(DataError, match="cut off"):
+        train(one, batches)

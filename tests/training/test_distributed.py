@@ -1,0 +1,123 @@
+"""Several processes compute what one would, and know of each other."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkformer.training.config import ConfigError
+from qkformer.training.distributed import World, announced
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@pytest.fixture(scope="module")
+def one():
+    spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.results(World())
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*launch, str(SCRIPT), str(folder)],
+        check=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return [torch.load(folder / f"{rank}.pth") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", ["per replica", "accumulated", "joint batch"])
+def test_two_processes_train_as_one_on_their_joint_batch(one, two, case):
+    """BatchNorm normalises every batch of a process by itself, as one does that accumulates.
+
+    With statistics that are fixed it does not matter how the joint batch is divided at all.
+    """
+    for process in two:
+        torch.testing.assert_close(
+            process[case]["parameters"], one[case]["parameters"], rtol=1e-10, atol=1e-12
+        )
+        for name, value in one[case]["metrics"].items():
+            assert process[case]["metrics"][name] == pytest.approx(value, rel=1e-10)
+    assert one[case]["metrics"]["gradient_norm"] > 0.01
+
+
+def test_gradients_are_exchanged_once_a_step_however_many_batches_it_has(two):
+    # two epochs of 24 images, 8 for every step
+    assert [process["accumulated"]["exchanges"] for process in two] == [6, 6]
+
+
+def test_processes_stay_equal_in_weights_and_keep_their_own_statistics(two):
+    first, second = (process["per replica"] for process in two)
+    for name, value in first["parameters"].items():
+        assert torch.equal(value, second["parameters"][name])
+    # the main process's are those that are saved, and shared before testing
+    running = "stages.0.embed.convs.0.bn.running_mean"
+    assert not torch.equal(first["buffers"][running], second["buffers"][running])
+
+
+@pytest.mark.parametrize("case", ["testing", "testing original"])
+def test_testing_is_exact_for_any_number_of_processes(one, two, case):
+    for size, expected in one[case].items():
+        for process in two:
+            found = process[case][size]
+            assert found["samples"] == expected["samples"] == size
+            assert (found["acc1"], found["acc5"]) == (expected["acc1"], expected["acc5"])
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-14)
+
+
+def test_processes_agree(two):
+    for process in two:
+        assert process["largest"] == [1, 0]
+        assert process["gathered"] == ["process 0", "process 1"]
+        assert process["first"] == "division by zero"
+
+
+# ------------------------------------------------------------------------------ announcements
+
+MASTER = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, World()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **MASTER}, World(3, 4, 1)),
+        (
+            {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", **MASTER},
+            World(3, 4, 1),
+        ),
+        # torchrun inside srun: one task per node starts several processes
+        (
+            {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "SLURM_PROCID": "1"}
+            | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", **MASTER},
+            World(9, 16, 1),
+        ),
+        # a batch script that starts python without srun
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, World()),
+    ],
+    ids=["alone", "torchrun", "srun", "torchrun in srun", "sbatch"],
+)
+def test_every_launchers_announcement_is_understood(environment, expected):
+    assert announced(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "missing"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2", **MASTER}, "LOCAL_RANK"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, "MASTER_ADDR"),
+    ],
+)
+def test_incomplete_announcements_name_what_is_missing(environment, missing):
+    with pytest.raises(ConfigError, match=missing):
+        announced(environment)

@@ -1,0 +1,157 @@
+"""Runs that are killed or asked to stop, in processes of their own, end as if nothing had been."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkformer.checkpoint.io import read_checkpoint
+
+SCRIPT = Path(__file__).with_name("stopped_run.py")
+# everything that has a state: workers, augmentation, mixup, erasing, accumulation, averaging
+CONFIG = """
+epochs: 2
+seed: 3
+model: {name: qkformer_4_384, T: 2, drop_path_rate: 0.1, args: {embed_dim: 16, num_heads: 2}}
+data: {name: few, image_size: 8, batch_size: 4, crop_pct: 1.0, workers: 1}
+augmentation:
+  {shift: 1, auto_augment: rand-m5-n1, erasing_prob: 0.5, erasing_mode: pixel, mixup_alpha: 0.5}
+loss: {label_smoothing: 0.1}
+optimizer: {lr: 0.005, weight_decay: 0.05, accumulation_steps: 2, ema_decay: 0.9}
+schedule: {name: one_cycle, warmup_epochs: 1}
+checkpoint: {minutes: 1.0e-9}
+"""
+STEPS, TEST_BATCHES = 7, 5  # of an epoch in one process; there are two tests, of either weights
+VARYING = ("seconds", "images_per_second", "memory_mib", "progress")
+
+
+def start(folder, *, processes=1, signal_at=""):
+    (folder / "few.yml").write_text(CONFIG)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT)]
+    return subprocess.run(
+        [*command, str(folder / "few.yml"), "--output", str(folder / "run"), "--device", "cpu"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SIGNAL_AT": signal_at},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def finish(folder, processes=1):
+    done = start(folder, processes=processes)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def result(folder):
+    lines = (folder / "run/metrics.jsonl").read_text().splitlines()
+    metrics = [
+        {key: value for key, value in json.loads(line).items() if key not in VARYING}
+        for line in lines
+    ]
+    return (
+        metrics,
+        read_checkpoint(folder / "run/last.pth"),
+        read_checkpoint(folder / "run/best.pth"),
+    )
+
+
+def assert_same(one, other):
+    """Equal to the bit, whatever the nesting."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one.keys() - set(VARYING):
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    finish(folder)
+    return result(folder)
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole_of_two")
+    finish(folder, processes=2)
+    return result(folder)
+
+
+def test_a_run_killed_again_and_again_ends_bit_for_bit_as_one_that_was_not(tmp_path, whole):
+    kills = [
+        "0:step:3:SIGKILL",  # two steps saved
+        # config.yml, environment.json; .next.pth, last to previous, and then not .next to last
+        "0:rename:5:SIGKILL",
+        f"0:step:{STEPS - 2 + 3}:SIGKILL",  # in the middle of testing
+        "0:best:2:SIGKILL",  # the first call is at the start; between last.pth and best.pth
+        "0:step:1:SIGKILL",
+    ]
+    progress = []
+    for kill in kills:
+        assert start(tmp_path, signal_at=kill).returncode == -9
+        files = [tmp_path / "run" / name for name in ("last.pth", "previous.pth")]
+        newest = read_checkpoint(next(file for file in files if file.exists()))
+        progress.append((len(newest["history"]), (newest["progress"] or [{}])[0].get("steps", 0)))
+    assert progress == [(0, 2), (0, 2), (0, STEPS), (1, 0), (1, 0)]
+    finish(tmp_path)
+    assert_same(result(tmp_path), whole)
+
+
+def test_a_run_of_two_processes_does_too(tmp_path, whole_of_two):
+    """The death of either ends the run within a minute, with the reason."""
+    for kill in ("1:step:2:SIGKILL", "0:rename:5:SIGKILL", "1:step:7:SIGKILL"):
+        clock = time.monotonic()
+        killed = start(tmp_path, processes=2, signal_at=kill)
+        assert time.monotonic() - clock < 60
+        assert killed.returncode != 0
+        assert "Signal 9 (SIGKILL)" in killed.stderr
+    finish(tmp_path, processes=2)
+    assert_same(result(tmp_path), whole_of_two)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("SIGTERM", 2), ("SIGINT", STEPS + 2), ("SIGUSR1", STEPS + TEST_BATCHES + 1)],
+    ids=["SIGTERM in training", "SIGINT in testing", "SIGUSR1 in testing"],
+)
+def test_a_run_asked_to_stop_saves_says_so_and_goes_on(tmp_path, whole, name, step):
+    stopped = start(tmp_path, signal_at=f"0:step:{step}:{name}")
+    assert stopped.returncode == 75
+    message = stopped.stderr.splitlines()[-1]
+    assert message.startswith(f"stopped by {name} in epoch 0 after")
+    assert "the same command goes on" in message
+    assert "Traceback" not in stopped.stderr
+    assert read_checkpoint(tmp_path / "run/last.pth")["progress"][0]["steps"] == min(step, STEPS)
+    gone_on = finish(tmp_path)
+    assert f"goes on from {tmp_path / 'run/last.pth'}" in gone_on.stdout
+    assert_same(result(tmp_path), whole)
+
+
+def test_all_processes_stop_at_one_step_when_one_is_asked_to(tmp_path, whole_of_two):
+    stopped = start(tmp_path, processes=2, signal_at="1:step:2:SIGUSR1")
+    assert "process 0: stopped by SIGUSR1 in epoch 0" in stopped.stderr
+    assert read_checkpoint(tmp_path / "run/last.pth")["progress"][0]["steps"] == 2
+    finish(tmp_path, processes=2)
+    assert_same(result(tmp_path), whole_of_two)
+
+
+def test_ctrl_c_twice_ends_at_once(tmp_path):
+    # the second comes while the first is being obeyed
+    stopped = start(tmp_path, signal_at="0:step:2:SIGINT 0:rename:4:SIGINT")
+    assert stopped.returncode == 130
+    assert stopped.stderr.splitlines()[-1].startswith("interrupted; --resume auto")
