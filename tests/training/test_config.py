@@ -1,17 +1,33 @@
 """Command lines and YAML files: what is asked for acts, what makes no sense stops at once."""
 
+import re
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import pytest
 import yaml
 
-from qkformer.data import datasets
-from qkformer.training import run
-from qkformer.training.cli import parse_test, parse_train
+from qkformer.data import registry
+from qkformer.data.augmentation import AugmentationConfig
+from qkformer.data.source import DataConfig
+from qkformer.training import cli, run
+from qkformer.training.cli import (
+    TEST_OPTIONS,
+    TESTED_SECTIONS,
+    TRAIN_OPTIONS,
+    TRAINING_ONLY,
+    parse_test,
+    parse_train,
+)
 from qkformer.training.config import (
+    FREE_ON_RESUME,
     SECTIONS,
-    Config,
+    CheckpointConfig,
+    ComputeConfig,
     ConfigError,
+    LossConfig,
+    ModelConfig,
     differences,
     key_types,
     nearest,
@@ -19,6 +35,7 @@ from qkformer.training.config import (
 )
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(CONFIGS.glob("*.yml"))
 DEMO = CONFIGS / "demo_digits.yml"
 
 
@@ -70,50 +87,246 @@ def test_options_besides_the_configuration():
     assert (options.output, options.resume) == (Path("runs/demo_digits"), "auto")
     _, options = parse_train(DEMO, ["--output", "x", "--resume", "y.pth", "--device", "cpu"])
     assert (options.output, options.resume, options.device) == (Path("x"), "y.pth", "cpu")
-    _, options = parse_test(DEMO, ["--checkpoint", "x/best.pth"])
-    assert options.output == Path("x")
 
 
-def test_the_resolved_configuration_reads_back_as_itself(tmp_path):
-    config, _ = parse_train(DEMO, ["--model.mlp_ratio", "null"])
+def test_options_of_testing():
+    config, options = parse_test(DEMO, ["--checkpoint", "x/best.pth"])
+    assert options == cli.TestOptions(Path("x/best.pth"), Path("x"), "auto", None, "trained")
+    assert config == parse_train(DEMO, [])[0]
+    argv = ["--checkpoint=x/best.pth", "--output=y", "--device=cpu", "--ssa=both", "--weights=ema"]
+    config, options = parse_test(DEMO, [*argv, "--input_size=24", "--time_steps", "2"])
+    assert options == cli.TestOptions(Path("x/best.pth"), Path("y"), "cpu", "both", "ema")
+    assert (config.data.image_size, config.model.T) == (24, 2)
+    assert config.model.ssa == "fixed"  # what --ssa says is done by the test itself, once or twice
+
+
+def test_the_checkpoint_to_test_leaves_the_section_of_that_name_alone(tmp_path):
+    file = write(tmp_path, "checkpoint: {every: 7}")
+    argv = ["--config", str(DEMO), "--config", file, "--checkpoint", "x/best.pth"]
+    config, options = parse_test(DEMO, argv)
+    assert config.checkpoint.every == 7
+    assert options.checkpoint == Path("x/best.pth")
+
+
+@pytest.mark.parametrize("option", [["--local-rank=3"], ["--local_rank=3"], ["--local_rank", "3"]])
+@pytest.mark.parametrize(
+    "parse", [parse_train, lambda file, argv: parse_test(file, ["--checkpoint", "x", *argv])]
+)
+def test_the_launchers_local_rank_is_let_pass_where_it_is_the_environments(
+    monkeypatch, parse, option
+):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert parse(DEMO, option) == parse(DEMO, [])
+    for other in ("2", None):
+        monkeypatch.setenv("LOCAL_RANK", other) if other else monkeypatch.delenv("LOCAL_RANK")
+        with pytest.raises(ConfigError, match=r"--local-rank 3: .*torchrun"):
+            parse(DEMO, option)
+
+
+# ----------------------------------------------------------------------- to a file, and back again
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_resolved_configuration_reads_back_as_itself(tmp_path, file):
+    config, _ = parse_train(file, ["--model.mlp_ratio", "null", "--optimizer.betas=[0.8,0.9]"])
     again, _ = parse_train(Path(write(tmp_path, to_yaml(config))), [])
     assert again == config
 
 
-def test_print_config_can_be_read_again(tmp_path, capsys):
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_print_config_can_be_read_again(tmp_path, capsys, file):
+    printed = write(tmp_path, print_config(parse_train, file, ["--epochs", "5"], capsys))
+    assert parse_train(Path(printed), [])[0] == parse_train(file, ["--epochs", "5"])[0]
+
+
+def test_print_config_of_testing_can_be_read_again(tmp_path, capsys):
+    argv = ["--checkpoint", "x/best.pth", "--time_steps", "2", "--weights", "ema"]
+    printed = write(tmp_path, print_config(parse_test, DEMO, argv, capsys))
+    assert parse_test(Path(printed), argv[:2]) == parse_test(DEMO, argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "parse", "message"),
+    [
+        ("resume: auto", parse_test, "resume: is an option of train.py only"),
+        ("time_steps: 2", parse_train, "time_steps: is an option of test.py only"),
+        ("weights: ema", parse_train, "weights: is an option of test.py only"),
+        ("config: x.yml", parse_train, "unknown key 'config'"),
+        ("checkpoint: x.pth", parse_test, "checkpoint: expected keys below it, got 'x.pth'"),
+    ],
+)
+def test_options_in_a_file_are_those_of_the_command(tmp_path, text, parse, message):
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        parse(DEMO, ["--config", str(DEMO), "--config", file])
+    assert str(caught.value) == f"{file}: {message}"
+
+
+def print_config(parse, file, argv, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse_train(DEMO, ["--epochs", "5", "--print_config"])
+        parse(file, [*argv, "--print_config"])
     assert stop.value.code in (0, None)
-    printed = write(tmp_path, capsys.readouterr().out)
-    assert parse_train(Path(printed), [])[0] == parse_train(DEMO, ["--epochs", "5"])[0]
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("parse", [parse_train, parse_test])
-def test_help_explains_every_key(capsys, parse):
+def test_help_explains_every_key_and_option(capsys, parse):
     with pytest.raises(SystemExit):
         parse(DEMO, ["--help"])
-    words = capsys.readouterr().out.split()
-    for key in leaves():
-        # the metavar comes after the name, then the explanation, not at once the type
-        explanation = words[words.index(f"--{key}") + 2]
-        if key not in ("epochs", "seed"):
-            assert not explanation.startswith("("), key
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yml")), ids=lambda file: file.name)
-def test_shipped_configurations_spell_out_every_key_with_valid_values(file):
-    config, _ = parse_train(file, [])
-    content = yaml.safe_load(file.read_text())
-    spelled = {
-        f"{key}.{inner}" if key in SECTIONS else key
-        for key, value in content.items()
-        for inner in (value if key in SECTIONS else [key])
-    }
-    assert spelled == set(leaves())
-    assert isinstance(config, Config)
+    usage, text = capsys.readouterr().out.split("options:\n")
+    text = " ".join(text.split())
+    options = TRAIN_OPTIONS if parse is parse_train else TEST_OPTIONS
+    for key in ("config", *options, *leaves()):
+        # the metavar or the choices come after the name, then the explanation, then the type
+        found = re.search(rf"--{re.escape(key)} (\{{.*?\}}|\[.*?\]|\S+) (.*?)(\(|--)", text)
+        assert found and len(found[2]) > len("no words"), key
+        assert key not in options or f"--{key}" in usage
+    assert parse is parse_train or "--checkpoint PATH" in usage
 
 
 # --------------------------------------------------------------------------- what makes no sense
+
+# An impossible value of every key that has limits, and what is said of it.
+LIMITS = [
+    ("epochs", "0", "must be at least 1, got 0"),
+    ("epochs", "-3", "must be at least 1"),
+    ("seed", "-1", "must be in 0 <= seed < 2**32"),
+    ("seed", "4294967296", "must be in 0 <= seed < 2**32"),
+    ("model.name", "qkformer_4_348", "did you mean 'qkformer_4_384'"),
+    ("model.T", "0", "must be at least 1"),
+    ("model.ssa", "leaky", "expected fixed or original or null, got leaky"),
+    ("model.mlp_ratio", "0", "must be above 0"),
+    ("model.mlp_ratio", ".inf", "must be above 0"),
+    ("model.drop_path_rate", "1", "must be in 0 <= rate < 1"),
+    ("model.drop_path_rate", "-0.1", "must be in 0 <= rate < 1"),
+    ("model.backend", "numpy", "expected auto or torch or cupy, got numpy"),
+    ("model.skip_head", "true", "acts with weights only"),
+    ("model.skip_head", "maybe", "expected bool, got maybe"),
+    ("data.name", "digit", "did you mean 'digits'"),
+    ("data.name", "cifar-100", "did you mean 'cifar100'"),
+    ("data.download", "true", "only cifar10 and cifar100 can be fetched, not digits"),
+    ("data.image_size", "-8", "must be at least 1"),
+    ("data.batch_size", "0", "must be at least 1"),
+    ("data.split", "tebn", "only cifar10-dvs has a choice"),
+    ("data.split", "half", "expected released or tebn or null, got half"),
+    ("data.val_fraction", "1", "must be in 0 <= value < 1"),
+    ("data.val_fraction", "-0.1", "must be in 0 <= value < 1"),
+    ("data.val_fraction", ".nan", "must be in 0 <= value < 1"),
+    ("data.crop_pct", "0", "must be in 0 < value <= 1"),
+    ("data.crop_pct", "1.1", "must be in 0 < value <= 1"),
+    ("data.on_damaged", "ignore", "expected error or skip, got ignore"),
+    ("data.workers", "-1", "must be 0 or more"),
+    ("augmentation.crop_scale", "[0.9, 0.1]", "must be [least, most] above 0, got [0.9, 0.1]"),
+    ("augmentation.crop_scale", "[0.0, 1.0]", "must be [least, most] above 0"),
+    ("augmentation.crop_scale", "[0.5, 1.5]", "must be [least, most] above 0"),
+    ("augmentation.crop_ratio", "[0.75, 1.25]", "acts with crop_scale only"),
+    ("augmentation.hflip", "1.5", "must be in 0 <= value <= 1"),
+    ("augmentation.shift", "-1", "must be 0 or more"),
+    ("augmentation.erasing_prob", "-0.25", "must be in 0 <= value <= 1"),
+    ("augmentation.erasing_mode", "noise", "must be const, rand or pixel, got 'noise'"),
+    ("augmentation.mixup_alpha", "-1", "must be 0 or more"),
+    ("augmentation.mixup_alpha", ".inf", "must be 0 or more"),
+    ("augmentation.mixup_prob", "2", "must be in 0 <= value <= 1"),
+    ("augmentation.mixup_off_epoch", "-1", "must be 0 or more"),
+    ("loss.label_smoothing", "1", "must be in 0 <= value < 1"),
+    ("loss.label_smoothing", "-0.1", "must be in 0 <= value < 1"),
+    ("optimizer.lr", "0", "must be above 0"),
+    ("optimizer.lr", ".nan", "must be above 0"),
+    ("optimizer.lr_per_batch", "0", "must be at least 1"),
+    ("optimizer.weight_decay", "-1", "must be 0 or more"),
+    ("optimizer.betas", "[0.9, 1.0]", "must both be in 0 <= beta < 1, got [0.9, 1.0]"),
+    ("optimizer.betas", "[0.9]", "expected tuple[float, float]"),
+    ("optimizer.accumulation_steps", "0", "must be at least 1"),
+    ("optimizer.accumulation_steps", "1.5", "expected int, got 1.5"),
+    ("optimizer.clip_grad_norm", "0", "must be above 0"),
+    ("optimizer.ema_decay", "1", "must be in 0 < decay < 1"),
+    ("schedule.name", "one_circle", "expected cosine_per_step or cosine_per_epoch or one_cycle"),
+    ("schedule.warmup_epochs", "-1", "must be 0 or more"),
+    ("schedule.warmup_lr", "1", "must not be above optimizer.lr"),
+    ("schedule.min_lr", "1", "must not be above optimizer.lr"),
+    ("schedule.cooldown_epochs", "-1", "must be 0 or more"),
+    ("schedule.cooldown_epochs", "0.5", "expected int, got 0.5"),
+    ("compute.precision", "fp8", "expected fp32 or fp16 or bf16, got fp8"),
+    ("compute.channels_last", "3", "expected bool, got 3"),
+    ("compute.compile", "maybe", "expected bool"),
+    ("compute.grad_checkpointing", "2", "expected bool"),
+    ("compute.sync_batchnorm", "2", "expected bool"),
+    ("checkpoint.minutes", "-1", "must be 0 or more"),
+    ("checkpoint.minutes", ".nan", "must be 0 or more"),
+    ("checkpoint.every", "-1", "must be 0 or more"),
+    ("checkpoint.every", "0.5", "expected int, got 0.5"),
+]
+
+
+def test_every_key_is_tried_with_an_impossible_value():
+    anything = {"model.weights", "model.args", "model.neuron", "data.root"}
+    anything |= {"augmentation.auto_augment"}  # refused by the transforms, who know the policies
+    assert {key for key, _, _ in LIMITS} == set(leaves()) - anything
+
+
+@pytest.mark.parametrize(("key", "value", "message"), LIMITS, ids=lambda part: str(part)[:30])
+def test_impossible_values_are_refused_from_file_and_command_line(tmp_path, key, value, message):
+    section, _, inner = key.rpartition(".")
+    text = f"{section}: {{{inner}: {value}}}" if section else f"{inner}: {value}"
+    for argv in (["--config", write(tmp_path, text)], [f"--{key}={value}"]):
+        with pytest.raises(ConfigError) as caught:
+            parse_train(DEMO, ["--config", str(DEMO), *argv])
+        line = str(caught.value)
+        assert line.startswith(f"{key}: ")
+        assert message in line
+        assert "\n" not in line
+
+
+TAKE_NO_NULL = [key for key in leaves() if NoneType not in get_args(key_types()[key])]
+
+
+@pytest.mark.parametrize("key", TAKE_NO_NULL)
+def test_null_is_refused_where_it_means_nothing(tmp_path, key):
+    section, _, inner = key.rpartition(".")
+    text = f"{section}: {{{inner}: null}}" if section else f"{inner}: null"
+    file = write(tmp_path, text)
+    # what has no default is required, null is as if it were not there
+    with pytest.raises(ConfigError, match=rf"^{key}: expected .*got (null|None)|required: {key}$"):
+        parse_train(DEMO, ["--config", str(DEMO), "--config", file])
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "key"),
+    [
+        (CheckpointConfig, {"every": -1}, "every"),
+        (CheckpointConfig, {"minutes": -0.5}, "minutes"),
+        (ComputeConfig, {"compile": True, "grad_checkpointing": True}, "compile"),
+        (LossConfig, {"label_smoothing": 1.0}, "label_smoothing"),
+        (ModelConfig, {"name": "qkformer_4_384", "skip_head": True}, "skip_head"),
+        (ModelConfig, {"name": "qkformer_4_384", "args": {"ssa": "fixed"}}, "args.ssa"),
+        (
+            DataConfig,
+            {"name": "digits", "image_size": 8, "batch_size": 4, "workers": -1},
+            "workers",
+        ),
+        (AugmentationConfig, {"hflip": -1}, "hflip"),
+    ],
+)
+def test_sections_refuse_impossible_values_by_themselves(section, values, key):
+    with pytest.raises(ValueError, match=f"^{key}: "):
+        section(**values)
+
+
+def test_what_does_not_go_together_is_refused():
+    for argv, message in (
+        (["--compute.compile=true", "--compute.grad_checkpointing=true"], "compute.compile: "),
+        (["--optimizer.lr=1e-3", "--schedule.min_lr=2e-3"], "schedule.min_lr: "),
+        (["--optimizer.lr=1e-3", "--schedule.warmup_lr=2e-3"], "schedule.warmup_lr: "),
+    ):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            parse_train(DEMO, argv)
+
+
+def test_a_model_may_start_from_weights_without_their_head():
+    config, _ = parse_train(DEMO, ["--model.weights=x.pth", "--model.skip_head=true"])
+    assert (config.model.weights, config.model.skip_head) == ("x.pth", True)
+    assert not {"weights", "skip_head", "name", "args"} & config.model.arguments().keys()
+
 
 WRONG = [
     ("epohcs: 3", "epohcs", "did you mean 'epochs'"),
@@ -121,32 +334,21 @@ WRONG = [
     ("data: {batchsize: 3}", "data.batchsize", "did you mean 'data.batch_size'"),
     ("lr: 3", "'lr'", "did you mean 'optimizer.lr'"),
     ("model: {lr: 3}", "model.lr", "did you mean 'optimizer.lr'"),
+    ("batch_size: 3", "batch_size", "did you mean 'data.batch_size'"),
+    ("warmup_epoch: 3", "warmup_epoch", "did you mean 'schedule.warmup_epochs'"),
+    # as the released Max-Former YAMLs have it
+    ("schedule: {warmup_epoch: 3}", "schedule.warmup_epoch", "did you mean 'schedule.warmup_epoch"),
+    ("optimizer: {accumulation: 3}", "optimizer.accumulation", "'optimizer.accumulation_steps'"),
+    ("optimizer: {warmup_lr: 0}", "optimizer.warmup_lr", "did you mean 'schedule.warmup_lr'"),
+    ("compute: {amp: true}", "compute.amp", "unknown key 'compute.amp'"),
+    ("checkpoint: {minute: 3}", "checkpoint.minute", "did you mean 'checkpoint.minutes'"),
     ("epochs: many", "epochs", "expected int, got many"),
     ("epochs: 2.5", "epochs", "expected int"),
     ("optimizer: {lr: fast}", "optimizer.lr", "expected float, got fast"),
-    ("optimizer: {betas: [0.1]}", "optimizer.betas", "expected tuple[float, float]"),
-    ("model: {ssa: leaky}", "model.ssa", "expected fixed or original or null, got leaky"),
     ("model: {args: 3}", "model.args", "expected {key: value, ...}"),
     ("optimizer: 3", "optimizer", "expected keys below it"),
-    ("epochs: 0", "epochs", "at least 1, got 0"),
-    ("seed: -1", "seed", "got -1"),
-    ("optimizer: {lr: 0}", "optimizer.lr", "above 0"),
-    ("optimizer: {lr: .nan}", "optimizer.lr", "above 0"),
-    ("optimizer: {weight_decay: -1}", "optimizer.weight_decay", "0 or more"),
-    ("data: {batch_size: 0}", "data.batch_size", "at least 1"),
-    ("data: {image_size: -8}", "data.image_size", "at least 1"),
-    ("data: {name: digit}", "data.name", "did you mean 'digits'"),
-    ("model: {name: qkformer_4_348}", "model.name", "did you mean 'qkformer_4_384'"),
-    ("model: {T: 0}", "model.T", "at least 1"),
-    ("model: {mlp_ratio: 0}", "model.mlp_ratio", "above 0"),
-    ("model: {drop_path_rate: 1}", "model.drop_path_rate", "rate < 1"),
     ("model: {args: {T: 4}}", "model.args.T", "model.T"),
     ("model: {args: {num_classes: 4}}", "model.args.num_classes", "data set"),
-    ("loss: {label_smoothing: 1}", "loss.label_smoothing", "value < 1"),
-    ("augmentation: {shift: -1}", "augmentation.shift", "0 or more"),
-    ("schedule: {name: one_circle}", "schedule.name", "expected one_cycle"),
-    ("schedule: {warmup_epochs: -1}", "schedule.warmup_epochs", "0 or more"),
-    ("schedule: {min_lr: 1}", "schedule.min_lr", "optimizer.lr"),
     ("model: [", "some.yml", "not valid YAML"),
     ("", "some.yml", "expected 'key: value'"),
     ("model:", "model", "expected keys below it"),
@@ -170,6 +372,19 @@ def test_nonsense_in_a_file_names_the_key_and_what_would_do(tmp_path, text, key,
         (["--epoch", "3"], "--epoch, did you mean '--epochs'"),
         (["--outptu", "x"], "--outptu, did you mean '--output'"),
         (["--data.batch-size=3"], "did you mean '--data.batch_size'"),
+        (["--batch_size=3"], "--batch_size, did you mean '--data.batch_size'"),
+        (["--warmup_epoch=3"], "--warmup_epoch, did you mean '--schedule.warmup_epochs'"),
+        (["--optimizer.accumulation=3"], "did you mean '--optimizer.accumulation_steps'"),
+        (["--name=qkformer_4_384"], "--name, did you mean '--model.name'"),
+        (["--compile"], "--compile, did you mean '--compute.compile'"),
+        (["--ssa=original"], "--ssa, did you mean '--model.ssa'"),
+        (["--time_steps=2"], "--time_steps: is an option of test.py only"),
+        (["--input_size", "2"], "--input_size: is an option of test.py only"),
+        (["--checkpoint", "x.pth"], "checkpoint: expected keys below it"),
+        (["--checkpoint.every=-1"], "checkpoint.every: must be 0 or more, got -1"),
+        (["--compute.precision=half"], "compute.precision: expected fp32 or fp16 or bf16"),
+        (["--local-rank=0"], "--local-rank 0: is for launchers"),
+        (["--local-rank=first"], "invalid int value: 'first'"),
         (["surplus"], "surplus"),
         (["--optimizer.lr", "fast"], "optimizer.lr: expected float, got fast"),
         (["--optimizer.lr", "-1"], "optimizer.lr: must be above 0"),
@@ -195,10 +410,62 @@ def test_a_file_without_required_keys_names_them(tmp_path):
         parse_train(Path(write(tmp_path, "seed: 1")), [])
 
 
-@pytest.mark.parametrize("option", ["--epochs=3", "--optimizer.lr=1", "--seed=1"])
-def test_testing_refuses_what_would_not_act(option):
-    with pytest.raises(ConfigError, match="acts in training only"):
-        parse_test(DEMO, ["--checkpoint", "x", option])
+ACT_IN_TRAINING = [key for key in leaves() if key.partition(".")[0] not in TESTED_SECTIONS]
+
+
+@pytest.mark.parametrize("key", [*ACT_IN_TRAINING, *TRAINING_ONLY])
+def test_testing_refuses_what_would_not_act(key):
+    for argv in ([f"--{key}=1"], [f"--{key}", "1"]):
+        with pytest.raises(ConfigError, match=rf"^--{re.escape(key)}: acts in training only$"):
+            parse_test(DEMO, ["--checkpoint", "x", *argv])
+
+
+@pytest.mark.parametrize("section", sorted(set(SECTIONS) - {*TESTED_SECTIONS, "checkpoint"}))
+def test_testing_refuses_whole_sections_that_would_not_act(section):
+    with pytest.raises(ConfigError, match=f"^--{section}: acts in training only$"):
+        parse_test(DEMO, ["--checkpoint", "x", f"--{section}", "{}"])
+
+
+ACT_IN_TESTING = sorted({*leaves()} - {*ACT_IN_TRAINING, *TRAINING_ONLY, "data.download"})
+
+
+@pytest.mark.parametrize("key", ACT_IN_TESTING)
+def test_what_testing_accepts_it_takes_over(key):
+    values = {"model.name": "qkformer_2_256", "model.ssa": "original", "model.backend": "torch"}
+    values |= {"model.args": "{embed_dim: 32}", "model.neuron": "if", "data.on_damaged": "skip"}
+    values |= {
+        "data.name": "cifar10",
+        "data.root": "x",
+        "data.split": "null",
+        "compute.precision": "bf16",
+    }
+    section, _, inner = key.partition(".")
+    value = values.get(key, "true" if key_types()[key] is bool else "1")
+    config, _ = parse_test(DEMO, ["--checkpoint", "x", f"--{key}={value}"])
+    taken = getattr(getattr(config, section), inner)
+    assert taken == yaml.safe_load(value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--time_steps=0"], "model.T: must be at least 1, got 0"),
+        (["--time_steps=two"], "time_steps: expected int, got two"),
+        (["--input_size=0"], "data.image_size: must be at least 1, got 0"),
+        (["--ssa=leaky"], "--ssa: invalid choice: 'leaky'"),
+        (["--weights=best"], "--weights: invalid choice: 'best'"),
+        (["--resume=auto"], "--resume: is an option of train.py only"),
+        (["--chekpoint=x"], "--chekpoint, did you mean '--checkpoint'"),
+        (["--time_step=2"], "--time_step, did you mean '--time_steps'"),
+        (["--checkpoint"], "--checkpoint: expected one argument"),
+    ],
+    ids=str,
+)
+def test_nonsense_for_testing_is_one_line(argv, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_test(DEMO, ["--checkpoint", "x/best.pth", *argv])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_testing_needs_a_checkpoint():
@@ -228,7 +495,9 @@ def test_what_model_or_data_refuse_is_one_line_too(tmp_path, capsys, option, mes
 
 
 def test_nothing_is_loaded_for_a_configuration_that_makes_no_sense(tmp_path, monkeypatch):
-    monkeypatch.setitem(datasets.DATASETS, "digits", lambda _: pytest.fail("data was loaded"))
+    monkeypatch.setitem(
+        registry.DATASETS, "digits", lambda *_, **__: pytest.fail("data was loaded")
+    )
     with pytest.raises(SystemExit):
         run.train(DEMO, ["--output", str(tmp_path), "--optimizer.lr", "0"])
 
@@ -242,6 +511,13 @@ def test_differences_name_keys_with_both_values_and_skip_what_only_says_where():
     assert differences(old, old) == []
     assert differences(old, new) == ["epochs: 1 -> 2"]
     assert differences({}, {"model": {"args": {"x": 1}}}) == ["model.args.x: None -> 1"]
+
+
+@pytest.mark.parametrize("key", FREE_ON_RESUME)
+def test_what_may_change_between_two_sittings_is_a_key_and_no_difference(key):
+    section, _, inner = key.partition(".")
+    assert key in leaves()
+    assert differences({section: {inner: 1}}, {section: {inner: 2}}) == []
 
 
 def test_nothing_is_suggested_where_nothing_is_similar():

@@ -1,4 +1,4 @@
-"""AdamW: what decays and what does not."""
+"""AdamW: what decays and what does not; the peak learning rate."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import qkformer
 from qkformer.training.optimizer import OptimizerConfig, create_optimizer
 
 
@@ -20,19 +21,55 @@ class Model(nn.Module):
         return {"time_constants"}
 
 
-def test_only_weights_decay():
-    model = Model()
-    optimizer = create_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=0.5))
+def decays(model, weight_decay=0.5):
+    """Name of every parameter -> its weight decay."""
+    optimizer = create_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=weight_decay))
     decay = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
-    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
+    return {name: decay[id(p)] for name, p in model.named_parameters()}
+
+
+def test_only_weights_decay():
+    assert decays(Model()) == {
         "conv.weight": 0.5,
         "conv.bias": 0.0,
         "norm.weight": 0.0,
         "norm.bias": 0.0,
         "time_constants": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["qkformer_4_384", "ms_qkformer_2_256", "maxformer_4_384", "spikformer_2_256"]
+)
+def test_of_a_model_with_learned_time_constants_matrices_and_kernels_decay(name):
+    with torch.device("meta"):
+        model = qkformer.create_model(name, neuron="plif", num_classes=10)
+    dimensions = {name: parameter.ndim for name, parameter in model.named_parameters()}
+    assert {0, 1, 2, 4} <= set(dimensions.values())  # time constants, BatchNorm, head, convolutions
+    assert decays(model) == {
+        name: 0.5 if dimension > 1 else 0.0 for name, dimension in dimensions.items()
+    }
+
+
+def test_every_parameter_is_trained_once():
+    model = qkformer.create_model("qkformer_2_256", neuron="plif")
+    groups = create_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=0.5)).param_groups
+    trained = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(trained) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_weights_decay_by_their_share_of_the_learning_rate_beside_the_gradient():
+    model = Model()
+    optimizer = create_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=0.5))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        kept = 1 - 0.1 * 0.5 if name == "conv.weight" else 1
+        torch.testing.assert_close(parameter.detach(), before[name] * kept)
 
 
 def test_learning_rate_and_betas_reach_every_group():
@@ -42,10 +79,30 @@ def test_learning_rate_and_betas_reach_every_group():
 
 
 @pytest.mark.parametrize(
+    ("batch", "processes", "accumulation", "peak"),
+    [(32, 8, 2, 1.2e-3), (24, 8, 3, 1.35e-3), (32, 1, 8, 6e-4), (1, 1, 1, 6e-4 / 256)],
+)
+def test_the_peak_grows_with_the_samples_of_a_step_if_asked_to(
+    batch, processes, accumulation, peak
+):
+    samples = batch * processes * accumulation
+    assert OptimizerConfig(lr=6e-4, lr_per_batch=256).peak_lr(samples) == pytest.approx(peak)
+    assert OptimizerConfig(lr=6e-4).peak_lr(samples) == 6e-4
+
+
+@pytest.mark.parametrize(
     "change",
-    [{"lr": 0}, {"lr": -1}, {"lr": math.nan}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}],
+    [
+        *({"lr": value} for value in (0, -1, math.nan, math.inf)),
+        *({"lr_per_batch": value} for value in (0, -256)),
+        *({"weight_decay": value} for value in (-0.1, math.nan, math.inf)),
+        *({"betas": value} for value in ((0.9, 1.0), (-0.1, 0.9), (math.nan, 0.9))),
+        *({"accumulation_steps": value} for value in (0, -1)),
+        *({"clip_grad_norm": value} for value in (0, -1, math.nan, math.inf)),
+        *({"ema_decay": value} for value in (0, 1, -0.5, math.nan)),
+    ],
     ids=str,
 )
 def test_impossible_values_name_their_key(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
+    with pytest.raises(ValueError, match=f"^{next(iter(change))}: must"):
         OptimizerConfig(**{"lr": 0.1, **change})
