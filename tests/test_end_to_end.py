@@ -62,7 +62,7 @@ CASES = [
         lambda root: write_dvs128_gesture(root, train=("user01_led",), test=("user24_led",)),
         TORCHRUN,
         True,
-        11,
+        12,
         EVENTS,
     ),
     Case("cifar10-dvs", lambda root: write_cifar10_dvs(root, per_class=2), [], False, 10, EVENTS),
