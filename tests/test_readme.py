@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from qkformer.data.datasets import DATASETS
 
 import qkformer
-from qkformer.data.datasets import DATASETS
 from qkformer.layers import MIXERS
 from qkformer.neurons import NEURONS
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from qkformer.data.event_formats import EventFormat, Piece
 from qkformer.data.event_stages import Stage, complete, only_one, publish, replacing
-from qkformer.data.source import DataError
+from qkformer.data.source import DataError, one_line
 
 SIZE = 128  # height and width of both data sets, in pixels
 THREADS = min(8, os.cpu_count() or 1)
@@ -160,7 +160,7 @@ class Preparation:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk; gzip's own errors have no number
             raise DataError(
-                f"data.root: {archive} is damaged ({_one_line(error)}); get it again: "
+                f"data.root: {archive} is damaged ({one_line(error)}); get it again: "
                 f"{self.format.archives()[archive.name]}"
             ) from error
 
@@ -186,7 +186,7 @@ class Preparation:
                 source = next(path for path in piece.view.values() if isinstance(path, Path))
                 raise DataError(
                     f"data.root: cannot convert {source}, or what was to be converted with it: "
-                    f"{_one_line(error)}"
+                    f"{one_line(error)}"
                 ) from error
             for name in todo.intersection(piece.files):
                 publish(work / "events" / name, folder / name)
@@ -212,7 +212,7 @@ class Preparation:
                 events = {key: file[key] for key in "txyp"}
             frames = integrate_events_by_fixed_frames_number(events, "number", self.T, SIZE, SIZE)
         except DAMAGE as error:
-            raise DataError(f"data.root: {source} is damaged: {_one_line(error)}") from error
+            raise DataError(f"data.root: {source} is damaged: {one_line(error)}") from error
         # a quarter of the bytes to read in every epoch; too large counts are left for the reader
         dtype = np.int16 if frames.max() <= np.iinfo(np.int16).max else np.int64
         with replacing(folder / name) as path, open(path, "wb") as file:
@@ -221,7 +221,3 @@ class Preparation:
 
 def _whole_npz(_: str, path: Path) -> bool:
     return zipfile.is_zipfile(path)  # its directory is written last, and cheap to look for
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -3,18 +3,15 @@
 import fcntl
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from qkformer.console import SECONDS_BETWEEN_LINES, Progress
 from qkformer.data.source import DataError
 
-SECONDS_BETWEEN_LINES = 60
 SECONDS_BEFORE_FIRST_LINE = 5  # of a process that waits
 
 
@@ -120,7 +117,8 @@ def complete(
         for name in stage.subfolders:
             (stage.partial / name).mkdir(parents=True, exist_ok=True)
         missing = [name for name in wanted if not whole(name, stage.partial / name)]
-        with Progress(len(missing), f"making {stage.folder}") as progress:
+        print(f"making {stage.folder}: {len(missing)} files", flush=True)
+        with Progress(len(missing), stage.folder.name, unit="file") as progress:
             for done in make(stage.partial, missing):
                 progress.show(done)
         stage.partial.rename(stage.folder)
@@ -164,31 +162,3 @@ def only_one(folder: Path) -> Iterator[None]:
                 print(f"waiting for another process that prepares {folder}", flush=True)
                 next_line += SECONDS_BETWEEN_LINES
         yield
-
-
-class Progress:
-    """A bar on a terminal; elsewhere, as in a log file, a plain line at first and every minute."""
-
-    def __init__(self, total: int, label: str) -> None:
-        self.total, self.label = total, label
-        self.last_line = time.monotonic()
-        terminal = sys.stdout.isatty()
-        self.bar = (
-            tqdm(total=total, desc=label, unit=" files", file=sys.stdout) if terminal else None
-        )
-        if total and not terminal:
-            print(f"{label}: {total} files", flush=True)
-
-    def show(self, done: int) -> None:
-        if self.bar is not None:
-            self.bar.update(done - self.bar.n)
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
-            print(f"{self.label}: {done} of {self.total} files", flush=True)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()

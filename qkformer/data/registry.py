@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from qkformer.data.augmentation import AugmentationConfig
+from qkformer.data.cifar import cifar10, cifar100
 from qkformer.data.digits import digits
 from qkformer.data.event_transforms import EventAugmentation, EventFrames
 from qkformer.data.events import cifar10_dvs, dvs128_gesture
@@ -15,7 +16,7 @@ from qkformer.data.image_transforms import (
     test_transform,
     training_transform,
 )
-from qkformer.data.images import cifar10, cifar100, imagenet
+from qkformer.data.imagenet import imagenet
 from qkformer.data.samples import Samples, held_out
 from qkformer.data.source import DataConfig, EventData, ImageData
 

@@ -1,6 +1,8 @@
 """What a data set is: the configuration it is given and the two forms it can take."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch.utils.data import Dataset
@@ -53,6 +55,8 @@ class DataConfig:
     def _check_that_every_key_acts(self) -> None:
         if self.download and self.name not in ("cifar10", "cifar100"):
             raise ValueError(f"download: only cifar10 and cifar100 can be fetched, not {self.name}")
+        if self.crop_pct is not None and self.name in ("dvs128-gesture", "cifar10-dvs"):
+            raise ValueError(f"crop_pct: acts on images only, {self.name} has event frames")
         if self.split is not None and self.name != "cifar10-dvs":
             raise ValueError(f"split: only cifar10-dvs has a choice, {self.name} has one split")
 
@@ -102,3 +106,31 @@ class EventData:
     size: int
 
     in_chans: ClassVar[int] = 2  # events of either polarity
+
+
+def data_root(config: DataConfig, content: str, *, must_exist: bool = True) -> Path:
+    """The folder that `data.root` names.
+
+    Args:
+        content: What is expected in it, for the error.
+
+    Raises:
+        DataError: it is null, or there is no such folder.
+    """
+    if config.root is None:
+        raise DataError(f"data.root: must be the folder with {content}, is null")
+    root = Path(config.root).expanduser()
+    if must_exist and not root.is_dir():
+        raise DataError(f"data.root: there is no folder {root}; expected is one with {content}")
+    return root
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first three names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

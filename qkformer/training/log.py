@@ -1,55 +1,12 @@
-"""What a run says while it goes on: on the screen, in TensorBoard, in metrics.jsonl."""
+"""What a run says of its epochs: on the screen, in TensorBoard, in metrics.jsonl."""
 
 import json
-import sys
-import time
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from qkformer.checkpoint.io import write_text
-
-SECONDS_BETWEEN_LINES = 60
-
-
-class Progress:
-    """A bar on a terminal; elsewhere, as in a log file, a plain line every minute.
-
-    Args:
-        total: Number of steps.
-        label: What is going on.
-        start: How many of them were done before.
-        quiet: Say nothing, as all processes but one.
-
-    Leaving its `with` block removes the bar, so that what follows starts on a line of its own.
-    """
-
-    def __init__(self, total: int, label: str, *, start: int = 0, quiet: bool = False) -> None:
-        self.total, self.label, self.start, self.quiet = total, label, start, quiet
-        self.start_time = self.last_line = time.monotonic()
-        self.bar = None
-        if sys.stdout.isatty() and not quiet:
-            self.bar = tqdm(total=total, initial=start, desc=label, leave=False, file=sys.stdout)
-
-    def show(self, done: int, status: str = "") -> None:
-        """Say that `done` steps are behind us."""
-        if self.bar is not None:
-            self.bar.set_postfix_str(status, refresh=False)
-            self.bar.update(done - self.bar.n)
-        elif not self.quiet and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
-            per_step = (self.last_line - self.start_time) / (done - self.start)
-            seconds = per_step * (self.total - done)
-            done_of = f"step {done}/{self.total}, {duration(seconds)} left"
-            print(f"{self.label}: {done_of}  {status}", flush=True)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+from qkformer.console import duration
 
 
 class RunLog:
@@ -123,12 +80,3 @@ def _scalars(record: dict) -> dict[str, float]:
 
 def _words(name: str) -> str:
     return name.replace("_", " ").replace("ema", "EMA")
-
-
-def duration(seconds: float) -> str:
-    """75 -> "1m15s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

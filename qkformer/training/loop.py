@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from qkformer.console import Progress
 from qkformer.data.loaders import read
 from qkformer.training.distributed import World
 from qkformer.training.health import MEASURED_BATCHES, FiringRates, not_finite
 from qkformer.training.learner import Learner, autocast
-from qkformer.training.log import Progress
 from qkformer.training.progress import EpochProgress, Step, TrainingError
 
 STEPS_BETWEEN_LOOKS = 10

@@ -11,6 +11,7 @@ from qkformer.checkpoint.io import CheckpointError
 from qkformer.data.source import DataError
 from qkformer.training.cli import parse_test, parse_train
 from qkformer.training.config import ConfigError
+from qkformer.training.distributed import World, announced
 from qkformer.training.progress import TrainingError
 from qkformer.training.session import run_training
 from qkformer.training.signals import Stopped
@@ -62,15 +63,22 @@ def _errors_in_one_line(if_interrupted: str) -> Iterator[None]:
 
 
 def _exit(status: int, message: str) -> None:
-    rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if not several:
+    world = _announced()
+    if world.size == 1:
         print(message, file=sys.stderr)
         raise SystemExit(status)
-    if rank > 0:
+    if not world.is_main:
         # What is wrong for all is said once: the launcher ends the others when one has ended.
         time.sleep(2)
-    print(f"process {rank}: {message}", file=sys.stderr, flush=True)
+    print(f"process {world.rank}: {message}", file=sys.stderr, flush=True)
     os._exit(status)  # an orderly exit could wait for processes that are no more
+
+
+def _announced() -> World:
+    try:
+        return announced()
+    except ConfigError:  # which is what is being said
+        return World()
 
 
 def _lost_process(error: RuntimeError) -> str | None:

@@ -590,21 +590,6 @@ def test_a_pixel_with_too_many_events_is_one_damaged_sample(tmp_path):
     assert "40000" in damaged[0].reason
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(event_stages, "SECONDS_BETWEEN_LINES", -1)
-    with event_stages.Progress(3, "making x") as progress:
-        progress.show(2)
-    assert capsys.readouterr().out == "making x: 3 files\nmaking x: 2 of 3 files\n"
-
-
-def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(event_stages.sys.stdout, "isatty", lambda: True)
-    with event_stages.Progress(3, "making x") as progress:
-        progress.show(1)
-        progress.show(3)
-    assert "making x: 100%" in capsys.readouterr().out
-
-
 def test_written_aedat3_has_several_packets():
     """So that the parser's loop over packets is tested, too."""
     events = {key: np.arange(200) for key in "txyp"}

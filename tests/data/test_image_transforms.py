@@ -14,13 +14,13 @@ from torchvision.transforms import InterpolationMode
 
 from qkformer.data import image_transforms
 from qkformer.data.augmentation import AugmentationConfig
+from qkformer.data.cifar import CIFAR_MEAN, CIFAR_STD
 from qkformer.data.image_transforms import (
     ImageAugmentation,
     Normalise,
     random_shift,
     training_transform,
 )
-from qkformer.data.images import CIFAR_MEAN, CIFAR_STD
 from qkformer.data.samples import seeded
 from qkformer.data.source import DataConfig, DataError
 

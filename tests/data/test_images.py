@@ -19,8 +19,9 @@ from image_files import cifar_images, write_cifar10, write_cifar100, write_image
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from qkformer.data import images
-from qkformer.data.images import cifar10, cifar100, imagenet
+from qkformer.data import cifar
+from qkformer.data.cifar import cifar10, cifar100
+from qkformer.data.imagenet import imagenet
 from qkformer.data.source import DataConfig, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*training and .* test images")
@@ -128,7 +129,7 @@ def test_another_number_of_images_is_a_warning(tmp_path):
 def test_a_full_set_of_images_must_be_the_published_one(altered, tmp_path, monkeypatch):
     folder = write_cifar10(tmp_path, 10, 2)
     publish(monkeypatch, CIFAR10, folder)
-    monkeypatch.setattr(images, "CIFAR_SIZES", (100, 20))
+    monkeypatch.setattr(cifar, "CIFAR_SIZES", (100, 20))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cifar10(config(tmp_path))
@@ -217,13 +218,13 @@ def test_of_many_processes_one_fetches(tmp_path, monkeypatch, server):
     # threads are as good: flock tells openings of a file apart, not processes
     serve(monkeypatch, CIFAR10, write_cifar10(tmp_path / "server"), server)
     fetched = []
-    download = images.download_url
+    download = cifar.download_url
 
     def counted(*args):
         fetched.append(args)
         download(*args)
 
-    monkeypatch.setattr(images, "download_url", counted)
+    monkeypatch.setattr(cifar, "download_url", counted)
     root = tmp_path / "new" / "data"
     with ThreadPoolExecutor(8) as pool:
         loaded = list(pool.map(lambda _: cifar10(config(root, download=True)), range(8)))

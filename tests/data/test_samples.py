@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.image_transforms import training_transform
-from qkformer.data.images import imagenet
+from qkformer.data.imagenet import imagenet
 from qkformer.data.samples import Damaged, Samples, held_out, seeded
 from qkformer.data.source import DataConfig, DataError
 

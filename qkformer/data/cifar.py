@@ -1,4 +1,4 @@
-"""CIFAR10, CIFAR100 and ImageNet, from the files they are distributed as."""
+"""CIFAR10 and CIFAR100, from the files they are distributed as."""
 
 import codecs
 import fcntl
@@ -10,20 +10,17 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
-from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
-from torchvision.datasets.folder import is_image_file
+from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from qkformer.data.source import DataConfig, DataError, ImageData
+from qkformer.data.source import DataConfig, DataError, ImageData, data_root, one_line, some_of
 
 # CIFAR10's; the published runs normalise CIFAR100 with them too
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -47,76 +44,6 @@ def cifar100(config: DataConfig, *, T: int | None = None, training: bool = True)
     return _cifar(config, CIFAR100, "fine_labels", num_classes=100)
 
 
-def imagenet(config: DataConfig, *, T: int | None = None, training: bool = True) -> ImageData:
-    """Folders of images: data.root/train/<class>/*.JPEG and data.root/val/<class>/*.JPEG.
-
-    The classes are the folders, in alphabetical order; a part of ImageNet has as many as it has.
-
-    Args:
-        training: False leaves train/ alone, which then need not be there: a million files take a
-            while to list.
-
-    Raises:
-        DataError: folders that are missing, empty or not sorted by class.
-    """
-    root = _root(config, "train/<class>/*.JPEG and val/<class>/*.JPEG")
-    parts = ("train", "val") if training else ("val",)
-    try:
-        classes = {part: set(_class_folders(root, part)) for part in parts}
-        for part in parts:
-            alone = classes[part] - set.intersection(*classes.values())
-            if alone:
-                raise DataError(
-                    f"data.root: train/ and val/ in {root} differ in their class folders: "
-                    f"{len(alone)} only in {part}/: {_some(alone)}"
-                )
-        images = {part: _labelled_images(root / part) for part in parts}
-    except OSError as error:
-        raise DataError(f"data.root: {_line(error)}") from error
-    return ImageData(
-        train=images.get("train"),
-        test=images["val"],
-        num_classes=len(classes["val"]),
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-    )
-
-
-def _class_folders(root: Path, part: str) -> list[str]:
-    folder = root / part
-    if not folder.is_dir():
-        raise DataError(
-            f"data.root: no folder {part}/ in {root}; expected are train/<class>/*.JPEG and "
-            "val/<class>/*.JPEG"
-        )
-    with os.scandir(folder) as entries:
-        folders, files = [], []
-        for entry in entries:
-            (folders if entry.is_dir() else files).append(entry.name)
-    if not folders and any(map(is_image_file, files)):
-        # how the official archive of validation images unpacks
-        raise DataError(
-            f"data.root: the images in {folder} must be sorted into one folder per class, named "
-            "as in train/"
-        )
-    if not folders:
-        raise DataError(f"data.root: no class folders in {folder}")
-    return folders
-
-
-def _labelled_images(folder: Path) -> ImageFolder:
-    images = ImageFolder(str(folder), allow_empty=True)
-    if not images.samples:
-        raise DataError(f"data.root: no images in the class folders of {folder}")
-    counts = np.bincount(images.targets, minlength=len(images.classes))
-    empty = [name for name, count in zip(images.classes, counts, strict=True) if not count]
-    if empty:
-        raise DataError(
-            f"data.root: {len(empty)} class folders of {folder} without images: {_some(empty)}"
-        )
-    return images
-
-
 class HeldImages(Dataset):
     """Images that are held in memory, as PIL images with their class index.
 
@@ -136,7 +63,7 @@ class HeldImages(Dataset):
 
 
 def _cifar(config: DataConfig, files: type[CIFAR10], labels: str, num_classes: int) -> ImageData:
-    root = _root(
+    root = data_root(
         config, f"{files.base_folder}/ or {files.filename}", must_exist=not config.download
     )
     folder = root / files.base_folder
@@ -160,7 +87,7 @@ def _cifar(config: DataConfig, files: type[CIFAR10], labels: str, num_classes: i
         )
     elif unknown:
         raise DataError(
-            f"data.root: damaged: {_some(unknown)} in {folder}, by their md5 sums; remove them, "
+            f"data.root: damaged: {some_of(unknown)} in {folder}, by their md5 sums; remove them, "
             "and --data.download true fetches them again"
         )
     return ImageData(*parts, num_classes, CIFAR_MEAN, CIFAR_STD)
@@ -175,7 +102,7 @@ def _unpack(root: Path, files: type[CIFAR10], download: bool) -> None:
     folder, archive = root / files.base_folder, root / files.filename
     if not download and not archive.is_file():
         raise DataError(
-            f"data.root: no {_some(_missing(folder, files))} in {folder}; put the folder or "
+            f"data.root: no {some_of(_missing(folder, files))} in {folder}; put the folder or "
             f"{files.filename} there, or let --data.download true fetch it"
         )
     try:
@@ -204,7 +131,7 @@ def _unpack(root: Path, files: type[CIFAR10], download: bool) -> None:
         task = (
             f"data.download: cannot fetch {files.url}" if download else "data.root: cannot unpack"
         )
-        raise DataError(f"{task} into {root}: {_line(error)}") from error
+        raise DataError(f"{task} into {root}: {one_line(error)}") from error
 
 
 def _read_batch(path: Path, labels: str, num_classes: int) -> tuple[np.ndarray, list[int], str]:
@@ -218,7 +145,7 @@ def _read_batch(path: Path, labels: str, num_classes: int) -> tuple[np.ndarray, 
         if not all(type(target) is int and 0 <= target < num_classes for target in targets):
             raise ValueError(f"labels other than 0 to {num_classes - 1}")
     except Exception as error:  # on damaged files, pickle raises anything
-        raise DataError(f"data.root: {path} is damaged or unreadable: {_line(error)}") from error
+        raise DataError(f"data.root: {path} is damaged or unreadable: {one_line(error)}") from error
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     md5 = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     return np.ascontiguousarray(images), list(targets), md5
@@ -241,21 +168,3 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) not in _ARRAYS:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, not just arrays")
         return _ARRAYS[module, name]
-
-
-def _root(config: DataConfig, content: str, must_exist: bool = True) -> Path:
-    if config.root is None:
-        raise DataError(f"data.root: must be the folder with {content}, is null")
-    root = Path(config.root).expanduser()
-    if must_exist and not root.is_dir():
-        raise DataError(f"data.root: there is no folder {root}; expected is one with {content}")
-    return root
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
