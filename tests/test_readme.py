@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from qkformer.data.datasets import DATASETS
+from qkformer.data.registry import DATASETS
 
 import qkformer
 from qkformer.layers import MIXERS
@@ -48,7 +48,6 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_paths_exist():
-    for path in re.findall(
-        r"(?:python|--config|^|`)\s*((?:configs|cifar10|qkformer|tests)/[\w./]+)", README
-    ):
+    folders = "configs|imagenet|cifar100?|dvs128-gesture|cifar10-dvs|qkformer|tests"
+    for path in re.findall(rf"(?:^|[\s`])((?:{folders})/[\w./]+[\w/])", README, re.MULTILINE):
         assert (ROOT / path).exists(), path
