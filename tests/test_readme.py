@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from qkformer.data.registry import DATASETS
 
 import qkformer
+from qkformer.data.registry import DATASETS
 from qkformer.layers import MIXERS
 from qkformer.neurons import NEURONS
 

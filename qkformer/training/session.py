@@ -15,7 +15,7 @@ from qkformer.data.loaders import evaluation_loader, training_loader
 from qkformer.data.mixup import Mixup
 from qkformer.data.registry import Data, load_data
 from qkformer.training.cli import TrainOptions
-from qkformer.training.config import Config, to_yaml
+from qkformer.training.config import Config, ConfigError, to_yaml
 from qkformer.training.distributed import World, announced, joined
 from qkformer.training.environment import (
     choose_device,
@@ -49,6 +49,8 @@ def run_training(config: Config, options: TrainOptions) -> RunState:
     alone = announced()
     device = choose_device(options.device, alone)
     check_compute(config.compute, device)
+    if config.model.weights and not Path(config.model.weights).is_file():
+        raise ConfigError(f"model.weights: there is no file {config.model.weights}")
     with joined(alone, device) as world:
         return _train(config, options, device, world)
 

@@ -2,7 +2,8 @@
 
     SIGNAL_AT="rank:point:n:SIGNAL ..." python stopped_run.py CONFIG [options of train.py]
 
-`n` counts the calls of the point, from 1; the signal comes before the n-th is carried out.
+`n` counts the calls of the point, from 1; the signal comes before the n-th is carried out. ERROR in
+place of a signal raises an error there.
 """
 
 import os
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from qkformer.data.registry import DATASETS
-from qkformer.data.source import ImageData
+from qkformer.data.source import DataError, ImageData
 from qkformer.training import run, state
 
 POINTS = {
@@ -42,6 +43,8 @@ def signal_at(rank, point, number, name):
     def counting(*arguments, **options):
         calls.append(1)
         if len(calls) == int(number):
+            if name == "ERROR":
+                raise DataError("a folder is gone")
             os.kill(os.getpid(), getattr(signal, name))
         return real(*arguments, **options)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from same import VARYING, assert_same
 from torch.utils.data import TensorDataset
 
 from qkformer.checkpoint.io import file_md5, read_checkpoint
@@ -41,7 +42,6 @@ class LeakyReLU(LIF):
 
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-VARYING = ("seconds", "images_per_second", "memory_mib")
 
 
 def few_images(config, *, T=None, training=True):
@@ -109,23 +109,6 @@ def metrics(output):
         {key: value for key, value in json.loads(line).items() if key not in VARYING}
         for line in lines
     ]
-
-
-def assert_same(one, other):
-    """Equal to the bit, whatever the nesting."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one.keys() - set(VARYING):
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_same(*pair)
-    else:
-        assert one == other
 
 
 def assert_same_run(one, other):
@@ -481,6 +464,17 @@ def test_fine_tuning_starts_from_weights_and_may_have_other_classes(tmp_path, co
 def test_ways_to_compute_train_too(tmp_path, config, option):
     train(config, tmp_path / "run", "--epochs", "1", *option)
     assert metrics(tmp_path / "run")[0]["train_loss"] < 1.3
+
+
+def test_compiled_models_train_too(tmp_path, config, monkeypatch):
+    real = torch.nn.Module.compile
+    # Inductor takes a minute; what matters here is what is called, and that keys stay
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend="aot_eager"))
+    train(config, tmp_path / "run", "--epochs", "1", "--compute.compile", "true")
+    plain = tmp_path / "plain"
+    train(config, plain, "--epochs", "1")
+    one, other = (read_checkpoint(run / "last.pth")["model"] for run in (tmp_path / "run", plain))
+    assert one.keys() == other.keys()
 
 
 def test_float16_is_for_gpus_and_says_so(tmp_path, config, capsys, uninterrupted):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from same import VARYING, assert_same
 
 from qkformer.checkpoint.io import read_checkpoint
 
@@ -27,7 +27,6 @@ schedule: {name: one_cycle, warmup_epochs: 1}
 checkpoint: {minutes: 1.0e-9}
 """
 STEPS, TEST_BATCHES = 7, 5  # of an epoch in one process; there are two tests, of either weights
-VARYING = ("seconds", "images_per_second", "memory_mib", "progress")
 
 
 def start(folder, *, processes=1, signal_at=""):
@@ -60,22 +59,6 @@ def result(folder):
         read_checkpoint(folder / "run/last.pth"),
         read_checkpoint(folder / "run/best.pth"),
     )
-
-
-def assert_same(one, other):
-    """Equal to the bit, whatever the nesting."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one.keys() - set(VARYING):
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_same(*pair)
-    else:
-        assert one == other
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +131,14 @@ def test_all_processes_stop_at_one_step_when_one_is_asked_to(tmp_path, whole_of_
     assert read_checkpoint(tmp_path / "run/last.pth")["progress"][0]["steps"] == 2
     finish(tmp_path, processes=2)
     assert_same(result(tmp_path), whole_of_two)
+
+
+def test_an_error_of_one_process_ends_all_with_its_reason(tmp_path):
+    clock = time.monotonic()
+    failed = start(tmp_path, processes=2, signal_at="1:step:2:ERROR")
+    assert time.monotonic() - clock < 60
+    assert failed.returncode != 0
+    assert "process 1: error: a folder is gone" in failed.stderr
 
 
 def test_ctrl_c_twice_ends_at_once(tmp_path):
