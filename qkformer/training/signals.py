@@ -1,6 +1,7 @@
 """Signals by which clusters and people stop a run: remembered until the step is done."""
 
 import signal
+import threading
 from types import FrameType
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -13,8 +14,8 @@ class Stopped(Exception):
 class StopRequest:
     """While its `with` block runs, stopping signals are remembered instead of ending the process.
 
-    A second Ctrl-C ends it all the same (KeyboardInterrupt). Only in the main thread, which is the
-    only one that Python lets handle signals.
+    A second Ctrl-C ends it all the same (KeyboardInterrupt). Outside the main thread, which is the
+    only one that Python lets handle signals, it does nothing.
 
     Attributes:
         received: Name of the first signal that came, None before.
@@ -23,7 +24,9 @@ class StopRequest:
     received: str | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._remember) for number in STOPPING}
+        may_handle = threading.current_thread() is threading.main_thread()
+        numbers = STOPPING if may_handle else ()
+        self._before = {number: signal.signal(number, self._remember) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
