@@ -14,14 +14,14 @@ import yaml
 from torch.utils.data import TensorDataset
 
 import qkformer
-from qkformer.checkpoint.io import CheckpointError, read_checkpoint
+from qkformer.checkpoint.io import read_checkpoint
 from qkformer.data import registry
 from qkformer.data.loaders import training_loader
 from qkformer.data.mixup import Mixup
 from qkformer.data.registry import load_data
 from qkformer.data.source import EventData, ImageData
 from qkformer.training.cli import TrainOptions, parse_train
-from qkformer.training.config import SECTIONS, key_types
+from qkformer.training.config import SECTIONS, ConfigError, key_types
 from qkformer.training.distributed import World
 from qkformer.training.environment import count_parameters
 from qkformer.training.learner import Learner
@@ -443,6 +443,6 @@ def test_a_run_from_weights_begins_with_them(file, monkeypatch, tmp_path, capsys
 @from_weights
 def test_a_run_from_weights_that_are_not_there_does_not_begin(file, monkeypatch, tmp_path):
     config = cheap(file, monkeypatch, weights=str(tmp_path / "weights.pth"))
-    with pytest.raises(CheckpointError, match=r"weights\.pth"):
+    with pytest.raises(ConfigError, match=r"model\.weights: .*weights\.pth"):
         run_training(config, TrainOptions(tmp_path / "run", "none", "cpu"))
     assert not (tmp_path / "run" / "last.pth").exists()
