@@ -257,7 +257,7 @@ def test_gradient_checkpointing_saves_memory():
         int(subprocess.check_output([sys.executable, "-c", PEAK_MEMORY, str(enable)]))
         for enable in (False, True)
     ]
-    assert peaks[1] < 0.6 * peaks[0]
+    assert peaks[1] < 0.75 * peaks[0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
