@@ -9,6 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qkformer.layers import fused
 from qkformer.neurons import SpikingNeuron
 
 
@@ -62,14 +63,20 @@ class ConvBNNeuron(nn.Module):
         steps = time_steps or len(x)
         if steps > len(x) and isinstance(self.bn, nn.SyncBatchNorm):
             x = x.expand(steps, *x.shape[1:])  # its sample count is known to the other ranks only
-        fold = x.shape[:2]
-        y = self._batch_norm(self.conv(x.flatten(0, 1)), repeats=steps // len(x))
-        if self.pool == "before":
-            y = _max_pool(y)
-        y = y.unflatten(0, fold)
-        y = y.expand(steps, *y.shape[1:])
-        if self.neuron is not None:
-            y = self.neuron(y)
+        fold, repeats = x.shape[:2], steps // len(x)
+        y = self.conv(x.flatten(0, 1))
+        if fused.fuses(self.bn, self.neuron, y):
+            pool = self.pool == "before"
+            y = fused.bn_neuron(self.bn, self.neuron, y, steps=steps, pool=pool, repeats=repeats)
+            y = y.unflatten(0, (steps, fold[1]))
+        else:
+            y = self._batch_norm(y, repeats)
+            if self.pool == "before":
+                y = _max_pool(y)
+            y = y.unflatten(0, fold)
+            y = y.expand(steps, *y.shape[1:])
+            if self.neuron is not None:
+                y = self.neuron(y)
         if self.pool == "after":
             y = _max_pool(y.flatten(0, 1)).unflatten(0, y.shape[:2])
         return y
