@@ -1,6 +1,6 @@
 // Scalars of a tensor and the arithmetic on them.
 //
-// The files of this folder, dense.cu or pooled.cu last, are joined by loader.py and compiled with
+// The .cuh files of this folder and one .cu file are joined by loader.py and compiled with
 //   -DDTYPE=  FLOAT32, FLOAT16, BFLOAT16 or FLOAT64: the tensors' elements
 //   -DKIND=   IF, LIF or PLIF
 //   -DSTEPS=  T, or 0 for a T that is known at launch only
@@ -85,11 +85,13 @@ __device__ __forceinline__ real plus(real a, real b) { return __dadd_rn(a, b); }
 __device__ __forceinline__ real minus(real a, real b) { return __dsub_rn(a, b); }
 __device__ __forceinline__ real times(real a, real b) { return __dmul_rn(a, b); }
 __device__ __forceinline__ real exponential(real a) { return exp(a); }
+__device__ __forceinline__ real square_root(real a) { return sqrt(a); }
 #else
 __device__ __forceinline__ real plus(real a, real b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ real minus(real a, real b) { return __fsub_rn(a, b); }
 __device__ __forceinline__ real times(real a, real b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ real exponential(real a) { return expf(a); }
+__device__ __forceinline__ real square_root(real a) { return sqrtf(a); }
 #endif
 
 __device__ __forceinline__ unsigned thread_index() {

@@ -186,6 +186,16 @@ def forward(call: Call, residual: Tensor | None) -> Tensor:
     return out
 
 
+def parts(packs: int, groups: int, least: int, threads: int) -> int:
+    """How many threads share each of ``groups`` sums over ``packs``.
+
+    Args:
+        least: packs per thread that make the traffic of the partial sums small.
+        threads: about how many are wanted for all groups.
+    """
+    return max(1, min(packs // least, threads // groups))
+
+
 @dataclass
 class Shares:
     """The split of a sum over channels among threads, and the buffer of its partial sums."""
@@ -196,9 +206,9 @@ class Shares:
     def __post_init__(self):
         call = self.call
         groups = call.channels // self.vec if call.inner == 1 else call.channels
-        per_channel = call.neurons // self.vec // groups
-        wanted = max(1, call.bounded(REDUCE_THREADS) // groups)
-        self.per_group = min(per_channel, wanted)
+        packs = call.neurons // self.vec // groups
+        least = 4 * call.channels // groups  # a thread writes a sum for each channel it reads
+        self.per_group = parts(packs, groups, least, call.bounded(REDUCE_THREADS))
         self.threads = groups * self.per_group
         split = (self.per_group, call.channels)
         if call.inner != 1:

@@ -7,7 +7,7 @@ graphs work. Nothing is mutated: BatchNorm's running statistics are its module's
 import torch
 from torch import Tensor
 
-from qkformer.neurons.cuda import launch
+from qkformer.neurons.cuda import launch, statistics
 from qkformer.neurons.reference import membrane_dtype
 
 
@@ -121,11 +121,8 @@ def batch_statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     Their dependence on ``y`` is part of :func:`bn_neuron`'s gradient.
     """
-    if y.device.type == "cuda":
-        return torch.batch_norm_stats(launch.dense(y), eps)  # one pass; for CUDA only
-    y = y.to(membrane_dtype(y.dtype))
-    variance, mean = torch.var_mean(y, (0, 2, 3), correction=0)
-    return mean, (variance + eps).rsqrt()
+    mean, invstd = statistics.mean_invstd(launch.dense(y), eps)
+    return mean, invstd
 
 
 @batch_statistics.register_fake

@@ -21,6 +21,8 @@ VARIANTS = [
     Variant("pooled", torch.float16, "IF", 7, 1),
     Variant("pooled", torch.bfloat16, "LIF", 0, 1),
     Variant("pooled", torch.float64, "LIF", 1, 1),
+    Variant("statistics", torch.float16, "IF", 1, 4),
+    Variant("statistics", torch.float64, "IF", 1, 1),
 ]
 
 

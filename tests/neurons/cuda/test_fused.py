@@ -6,7 +6,7 @@ import pytest
 import torch
 from fused_reference import Problem, fused, margin, plain, random_problem
 
-from qkformer.neurons.cuda import launch, loader, ops
+from qkformer.neurons.cuda import launch, loader, ops, statistics
 from qkformer.neurons.reference import membrane_dtype
 
 DTYPES = tuple(loader.DTYPES)
@@ -18,6 +18,8 @@ def few_threads(host, monkeypatch):
     """So that in small problems too a thread sums over several neurons, and takes several."""
     monkeypatch.setattr(launch, "REDUCE_THREADS", 50)
     monkeypatch.setattr(launch, "WORK_THREADS", 32)
+    monkeypatch.setattr(statistics, "PACKS_PER_THREAD", 2)
+    monkeypatch.setattr(statistics, "COMBINED", 3)
 
 
 def random_options(seed: int) -> dict:
@@ -167,3 +169,26 @@ def test_refuses_more_than_it_can_index():
     neuron = launch.Neuron(None, 0.5, 1.0, 0.0, 4.0)
     with pytest.raises(ValueError, match=r"2\^31 - 1 values per time step"):
         launch.Call(y, launch.Norm(), neuron, 1, False, False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(5, 8, 6, 10), (3, 7, 5, 3), (70, 3, 1, 1), (2, 4, 1, 9), (1, 1, 1, 2)], ids=str
+)
+def test_statistics(shape, last, dtype):
+    """Of channels with means from 0 to 1000 standard deviations, one of them constant."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(shape, generator=generator, dtype=torch.float64)
+    y[:, 0] *= torch.logspace(-2, 1, shape[0], dtype=torch.float64)[:, None, None]
+    if shape[1] > 2:
+        y[:, 1], y[:, 2] = y[:, 1] + 1000, -3.0
+    layout = torch.channels_last if last else torch.contiguous_format
+    y = y.to(dtype).contiguous(memory_format=layout)
+    mean, invstd = ops.batch_statistics(y, 1e-5)
+    variance, expected = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    unit = torch.finfo(mean.dtype).eps
+    torch.testing.assert_close(mean.double(), expected, rtol=4 * unit, atol=20 * unit)
+    torch.testing.assert_close(
+        invstd.double(), (variance + 1e-5).rsqrt(), rtol=1e3 * unit, atol=20 * unit
+    )
