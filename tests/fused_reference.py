@@ -29,9 +29,9 @@ class Problem:
     training: bool
     eps: float = 1e-5
 
-    def to(self, dtype: torch.dtype) -> "Problem":
+    def to(self, dtype_or_device: torch.dtype | str) -> "Problem":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(dtype) for k, v in tensors.items() if isinstance(v, Tensor)}
+        moved = {k: v.to(dtype_or_device) for k, v in tensors.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
     @property
@@ -148,3 +148,27 @@ def margin(p: Problem) -> Tensor:
 
 def _gradients(out: Tensor, leaves: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
     return dict(zip(leaves, torch.autograd.grad(out, leaves.values(), grad), strict=True))
+
+
+def agree(p: Problem) -> None:
+    """Against float64: the same spikes where the threshold is not within rounding, and gradients
+    that are as near as rounding allows, and no farther than those of PyTorch's modules."""
+    dtype, real = p.x.dtype, reference.membrane_dtype(p.x.dtype)
+    unit, last_place = torch.finfo(real).eps, torch.finfo(dtype).eps
+    safe = (margin(p.to(torch.float64)) > 200 * unit).repeat(p.steps, 1, 1, 1)
+    assert safe.float().mean() > 0.95
+    p.grad = p.grad * safe
+    expected, exact = plain(p.to(torch.float64))
+    got, grads = fused(p)
+    assert got.dtype == dtype
+    assert torch.equal(got[safe].double(), expected[safe])
+    modules = plain(p)[1]
+    for name, gradient in grads.items():
+        error = (gradient.double() - exact[name]).abs()
+        scale = exact[name].abs().max().item()
+        if name == "learned":  # a sum over all neurons, whose terms nearly cancel
+            scale += exact["x"].abs().sum().item()
+        # what reaches every element through the sums of BatchNorm, and the element's own rounding
+        assert error.max() <= (100 * unit + last_place) * (scale + 1e-3), name
+        theirs = (modules[name].double() - exact[name]).abs()
+        assert error.mean() <= 2 * theirs.mean() + 100 * unit * scale, name

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qkformer.neurons.cuda import launch, statistics
+from qkformer.neurons.cuda.layout import dense, empty_output, like
 from qkformer.neurons.reference import membrane_dtype
 
 
@@ -32,15 +33,13 @@ def bn_neuron_op(
     """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau, ``mean`` and ``invstd`` are given."""
     norm = launch.Norm(weight, bias, mean, invstd)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
-    return launch.forward(
-        launch.Call(launch.dense(y), norm, neuron, steps, repeated, pool), residual
-    )
+    return launch.forward(launch.Call(dense(y), norm, neuron, steps, repeated, pool), residual)
 
 
 @bn_neuron_op.register_fake
 def _(y, *args):
     steps, repeated, pool = args[10:13]
-    return launch.empty_output(launch.dense(y), steps, repeated, pool)
+    return empty_output(dense(y), steps, repeated, pool)
 
 
 @torch.library.custom_op("qkformer::bn_neuron_backward", mutates_args=())
@@ -64,14 +63,14 @@ def bn_neuron_backward_op(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of ``y``, and [3, C]: those of BatchNorm's output, summed; of the same times
     ``y - mean``; of ``learned``, its sum over C. Without ``sums_needed`` the second is zero."""
-    y = launch.dense(y)
+    y = dense(y)
     norm = launch.Norm(weight, bias, mean, invstd)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
     call = launch.Call(y, norm, neuron, steps, repeated, pool)
     sums = torch.zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype), device=y.device)
     if y.numel() == 0:
         return torch.empty_like(y), sums
-    grad = launch.like(grad, y)
+    grad = like(grad, y)
     if pool:
         grad_max, place, sums = launch.pooled_backward(call, grad)
         dy = launch.pooled_gather(call, grad_max, place, sums if batch_statistics else None)
@@ -83,7 +82,7 @@ def bn_neuron_backward_op(
 
 @bn_neuron_backward_op.register_fake
 def _(grad, y, *args):
-    y = launch.dense(y)
+    y = dense(y)
     sums = y.new_empty((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
     return torch.empty_like(y), sums
 
@@ -121,7 +120,7 @@ def batch_statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     Their dependence on ``y`` is part of :func:`bn_neuron`'s gradient.
     """
-    mean, invstd = statistics.mean_invstd(launch.dense(y), eps)
+    mean, invstd = statistics.mean_invstd(dense(y), eps)
     return mean, invstd
 
 
