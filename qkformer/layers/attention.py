@@ -47,11 +47,12 @@ class QKAttention(nn.Module):
         self.mask_neuron = neuron(v_threshold=MASK_THRESHOLD)
         self.proj = ConvBNNeuron(dim, dim, bias=True, neuron=neuron() if out_neuron else None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``residual``: [T, B, C, H, W], added to the output."""
         q = self.q(x).unflatten(2, (self.num_heads, -1))
         k = self.k(x).unflatten(2, (self.num_heads, -1))
         mask = self.mask_neuron(q.sum(self.summed_over, keepdim=True))
-        return self.proj((mask * k).flatten(2, 3))
+        return self.proj((mask * k).flatten(2, 3), residual=residual)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"
@@ -120,7 +121,8 @@ class SpikingSelfAttention(nn.Module):
         self.attn_neuron = neuron(v_threshold=MASK_THRESHOLD)
         self.proj = ConvBNNeuron(dim, dim, bias=True, neuron=neuron() if out_neuron else None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``residual``: [T, B, C, H, W], added to the output."""
         q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # [T,B,h,d,N]
         d, n = q.shape[-2:]
         # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
@@ -130,8 +132,11 @@ class SpikingSelfAttention(nn.Module):
             attn = attn * self.scale
         attn = self.attn_neuron(attn).reshape(x.shape)
         if self.ssa == "original":  # T * B steps of one sample
-            return self.proj(attn.flatten(0, 1).unsqueeze(1)).view(x.shape)
-        return self.proj(attn)
+            steps, total = attn.flatten(0, 1).unsqueeze(1), residual
+            if residual is not None:
+                total = residual.flatten(0, 1).unsqueeze(1)
+            return self.proj(steps, residual=total).view(x.shape)
+        return self.proj(attn, residual=residual)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[T, B, C, H, W] -> [T, B, heads, C / heads, N]"""

@@ -54,10 +54,10 @@ def bn_neuron(
             every time step; the running variance then counts each sample T times.
         steps: T.
         pool: a max pool of kernel 3, stride 2 and padding 1 stands between the two.
-        residual: [T * B, C, H', W'], dtype of ``y``, added to the spikes.
+        residual: [T, B, C, H', W'], added to the spikes.
 
     Returns:
-        [T * B, C, H', W'], dtype of ``y``.
+        [T, B, C, H', W'], dtype of ``y`` (promoted to the residual's).
     """
     batch_statistics = _takes_batch_statistics(bn)
     if batch_statistics:
@@ -66,13 +66,16 @@ def bn_neuron(
             _update_running_statistics(bn, mean, invstd, y.numel() // y.shape[1] * repeats)
     else:
         mean, invstd = bn.running_mean, (bn.running_var + bn.eps).rsqrt()
-    return ops.bn_neuron(
+    added = None
+    if residual is not None and residual.dtype == y.dtype:
+        added, residual = residual.flatten(0, 1), None
+    spikes = ops.bn_neuron(
         y,
         mean=mean,
         invstd=invstd,
         weight=bn.weight,
         bias=bn.bias,
-        residual=residual,
+        residual=added,
         reciprocal_tau=neuron.reciprocal_tau,
         v_threshold=neuron.v_threshold,
         v_reset=neuron.v_reset,
@@ -81,7 +84,8 @@ def bn_neuron(
         repeated=repeats > 1,
         pool=pool,
         batch_statistics=batch_statistics,
-    )
+    ).unflatten(0, (steps, -1))
+    return spikes if residual is None else residual + spikes
 
 
 def _takes_batch_statistics(bn: nn.BatchNorm2d) -> bool:

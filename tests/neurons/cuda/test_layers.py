@@ -95,6 +95,22 @@ def test_modes_of_batch_norm(host, change, static):
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
+@pytest.mark.parametrize("pool", [None, "before", "after"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_residuals_are_added(host, dtype, pool):
+    """Also one of another dtype, as autocast may leave it."""
+    ours, theirs = pair(pool=pool)
+    x = torch.randn(T, B, 3, 4, 6, dtype=torch.float64)
+    plain = ours(x)
+    residual = torch.randint(5, plain.shape).to(dtype).requires_grad_()
+    for layer in (ours, theirs):
+        residual.grad = None
+        total = layer(x, residual=residual)
+        assert torch.equal(total, plain + residual)
+        total.sum().backward()
+        assert torch.equal(residual.grad, torch.ones_like(residual))
+
+
 def test_hooks_see_what_is_in_between(host):
     ours, theirs = pair()
     x = torch.randn(T, B, 3, 4, 4, dtype=torch.float64)
