@@ -53,7 +53,9 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
 
 
 def _cannot_run(reason: str) -> RuntimeError:
-    return RuntimeError(f"backend='cupy': {reason}; backend='torch' needs none of this")
+    return RuntimeError(
+        f"backend='cupy': CuPy's kernels cannot run: {reason}; backend='torch' needs none of this"
+    )
 
 
 @functools.cache
