@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from qkformer.layers import fused
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.neurons import LIF, SpikingNeuron
 
@@ -49,10 +50,14 @@ class QKAttention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``: [T, B, C, H, W], added to the output."""
-        q = self.q(x).unflatten(2, (self.num_heads, -1))
-        k = self.k(x).unflatten(2, (self.num_heads, -1))
+        return self.proj(self._masked(self.q(x), self.k(x)), residual=residual)
+
+    def _masked(self, q: Tensor, k: Tensor) -> Tensor:
+        """mask * k of q, k [T, B, C, H, W]"""
+        q = q.unflatten(2, (self.num_heads, -1))
+        k = k.unflatten(2, (self.num_heads, -1))
         mask = self.mask_neuron(q.sum(self.summed_over, keepdim=True))
-        return self.proj((mask * k).flatten(2, 3), residual=residual)
+        return (mask * k).flatten(2, 3)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"
@@ -65,6 +70,11 @@ class QKTokenAttention(QKAttention):
     """
 
     summed_over = (3,)
+
+    def _masked(self, q: Tensor, k: Tensor) -> Tensor:
+        if fused.masks_tokens(self.mask_neuron, q, k):
+            return fused.mask_tokens(self.mask_neuron, q, k, heads=self.num_heads)
+        return super()._masked(q, k)
 
 
 class QKChannelAttention(QKAttention):

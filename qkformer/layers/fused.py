@@ -1,7 +1,8 @@
-"""BatchNorm -> (max pool) -> neuron (+ residual) in one kernel, where the kernels of CuPy run.
+"""Layers in one kernel, where the kernels of CuPy run: BatchNorm -> (max pool) -> neuron
+(+ residual), and the mask of Q-K token attention.
 
-The same function and the same modules as one after the other; between the convolution's output and
-the spikes nothing is written to memory, and nothing but that output is kept for backward.
+The same functions of the same modules as one after the other; nothing in between is written to
+memory or kept for backward.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from qkformer.neurons import NEURONS, SpikingNeuron
 from qkformer.neurons.cuda import ops
+from qkformer.neurons.cuda.token_mask import token_mask
 from qkformer.neurons.functional import resolve_backend
 
 
@@ -26,14 +28,11 @@ def fuses(bn: nn.Module, neuron: nn.Module | None, y: Tensor) -> bool:
         RuntimeError: the neuron's backend is "cupy" and cannot run.
     """
     return (
-        type(neuron) in NEURONS.values()
-        and neuron.step_mode == "m"
-        and type(bn) is nn.BatchNorm2d
+        type(bn) is nn.BatchNorm2d
         and not _hooked(bn)
-        and not _hooked(neuron)
         and y.numel() > 0
         and not (_takes_batch_statistics(bn) and y.numel() == y.shape[1])  # BatchNorm's own error
-        and resolve_backend(neuron.backend, y.device, y.dtype) == "cupy"
+        and _in_kernels(neuron, y)
     )
 
 
@@ -88,6 +87,33 @@ def bn_neuron(
     return spikes if residual is None else residual + spikes
 
 
+def masks_tokens(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:
+    """Whether :func:`mask_tokens` can stand for the steps it names; errors as :func:`fuses`."""
+    return q.dtype == k.dtype and _in_kernels(neuron, q)
+
+
+def mask_tokens(neuron: SpikingNeuron, q: Tensor, k: Tensor, *, heads: int) -> Tensor:
+    """``neuron(sum of q over each head's channels) * k``, all [T, B, C, H, W]."""
+    return token_mask(
+        q,
+        k,
+        heads=heads,
+        reciprocal_tau=neuron.reciprocal_tau,
+        v_threshold=neuron.v_threshold,
+        v_reset=neuron.v_reset,
+        alpha=neuron.alpha,
+    )
+
+
+def _in_kernels(neuron: nn.Module | None, x: Tensor) -> bool:
+    return (
+        type(neuron) in NEURONS.values()
+        and neuron.step_mode == "m"
+        and not _hooked(neuron)
+        and resolve_backend(neuron.backend, x.device, x.dtype) == "cupy"
+    )
+
+
 def _takes_batch_statistics(bn: nn.BatchNorm2d) -> bool:
     return bn.training or bn.running_mean is None
 
@@ -96,7 +122,8 @@ def _takes_batch_statistics(bn: nn.BatchNorm2d) -> bool:
 def _update_running_statistics(
     bn: nn.BatchNorm2d, mean: Tensor, invstd: Tensor, count: int
 ) -> None:
-    bn.num_batches_tracked.add_(1)
+    if bn.num_batches_tracked is not None:  # as it is where a checkpointed batch runs again
+        bn.num_batches_tracked.add_(1)
     momentum = bn.momentum
     if momentum is None:  # the average over all batches
         momentum = (1 / bn.num_batches_tracked).to(bn.running_mean.dtype)

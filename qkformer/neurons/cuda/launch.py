@@ -93,9 +93,8 @@ class Call:
         run = self.channels if self.inner == 1 else self.inner
         return vec if aligned and run % vec == 0 else 1
 
-    def launch(self, kernel: str, threads: int, args: list, vec: int) -> None:
+    def launch(self, family: str, kernel: str, threads: int, args: list, vec: int = 1) -> None:
         steps = self.steps if self.steps <= MAX_UNROLLED else 0
-        family = "pooled" if self.pool else "dense"
         variant = Variant(family, self.y.dtype, self.neuron.kind, steps, vec)
         device = self.y.device
         LAUNCHERS[device.type].launch(kernel, threads, args, variant=variant, device=device)
@@ -144,12 +143,12 @@ def forward(call: Call, residual: Tensor | None) -> Tensor:
     if call.pool:
         sizes = [np.uint32(call.neurons), np.uint32(call.inputs), np.int32(call.repeated)]
         args = tensors + sizes + call.pool_args() + tail
-        call.launch("pooled_forward", call.neurons, args, 1)
+        call.launch("pooled", "pooled_forward", call.neurons, args)
     else:
         vec = call.vec(y, residual, out)
         packs = call.neurons // vec
         args = [*tensors, np.uint32(packs), *call.shape_args(), *tail]
-        call.launch("forward", packs, args, vec)
+        call.launch("dense", "forward", packs, args, vec)
     return out
 
 
@@ -186,7 +185,7 @@ def reduce(call: Call, grad: Tensor) -> Tensor:
     args = [pointer(t) for t in (call.y, grad, shares.partial, work)]
     args += [np.uint32(n) for n in (call.neurons // vec, shares.per_group, shares.threads)]
     args += call.shape_args() + call.norm_args() + call.neuron_args()
-    call.launch("reduce", shares.threads, args, vec)
+    call.launch("dense", "reduce", shares.threads, args, vec)
     return shares.sums()
 
 
@@ -201,7 +200,7 @@ def backward(call: Call, grad: Tensor, sums: Tensor | None) -> Tensor:
     args = [pointer(t) for t in (y, grad, dy, work, sums)]
     args += [reciprocal_count(call), np.uint32(packs), np.uint32(threads)]
     args += call.shape_args() + call.norm_args() + call.neuron_args()
-    call.launch("backward", threads, args, vec)
+    call.launch("dense", "backward", threads, args, vec)
     return dy
 
 
@@ -217,7 +216,7 @@ def pooled_backward(call: Call, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sizes = (call.neurons, call.inputs, shares.per_group, shares.threads)
     args += [np.uint32(n) for n in sizes]
     args += [np.int32(call.repeated), *call.pool_args(), *call.norm_args(), *call.neuron_args()]
-    call.launch("pooled_backward", shares.threads, args, 1)
+    call.launch("pooled", "pooled_backward", shares.threads, args)
     return grad_max, place, shares.sums()
 
 
@@ -228,7 +227,7 @@ def pooled_gather(call: Call, grad_max: Tensor, place: Tensor, sums: Tensor | No
     args += [reciprocal_count(call), np.uint32(call.neurons), np.uint32(call.inputs)]
     rows = 1 if call.repeated else call.steps
     args += [np.int32(rows), *call.pool_args(), *call.norm_args()]
-    call.launch("pooled_gather", call.inputs, args, 1)
+    call.launch("pooled", "pooled_gather", call.inputs, args)
     return dy
 
 

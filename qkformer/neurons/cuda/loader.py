@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 COMMON = ("arithmetic.cuh", "neuron.cuh", "norm.cuh")
-FAMILIES = ("dense", "pooled", "statistics")  # the .cu files
+FAMILIES = ("dense", "pooled", "statistics", "token_mask")  # the .cu files
 DTYPES = {
     torch.float32: "FLOAT32",
     torch.float16: "FLOAT16",

@@ -204,7 +204,10 @@ def neuron(x: Tensor, **constants: float | Tensor | None) -> Tensor:
     last = x.ndim == 5 and not x.is_contiguous() and x.permute(0, 1, 3, 4, 2).is_contiguous()
     if last:  # in the order of memory, as channels_last convolutions leave it
         x = x.permute(0, 1, 3, 4, 2)
-    y = x.reshape(len(x), 1, 1, -1)
+    # A repeated input is read once. Not for training: its gradient is asked of every time step.
+    repeated = len(x) > 1 and x.stride(0) == 0 and not (torch.is_grad_enabled() and x.requires_grad)
+    y = x[:1] if repeated else x
+    y = y.reshape(len(y), 1, 1, -1)
     none = dict(mean=None, invstd=None, batch_statistics=False)
-    spikes = bn_neuron(y, **none, **constants, steps=len(x)).view(x.shape)
+    spikes = bn_neuron(y, **none, **constants, steps=len(x), repeated=repeated).view(x.shape)
     return spikes.permute(0, 1, 4, 2, 3) if last else spikes

@@ -23,6 +23,8 @@ VARIANTS = [
     Variant("pooled", torch.float64, "LIF", 1, 1),
     Variant("statistics", torch.float16, "IF", 1, 4),
     Variant("statistics", torch.float64, "IF", 1, 1),
+    Variant("token_mask", torch.float16, "LIF", 4, 1),
+    Variant("token_mask", torch.bfloat16, "PLIF", 0, 1),
 ]
 
 

@@ -214,3 +214,15 @@ def test_a_training_step_of_every_family(host, name, options, size):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-9, atol=1e-12)
     assert {*FUSED, *(POOLED if "spikformer" not in name else ())} <= set(host.launched)
+
+
+def test_gradient_checkpointing(host):
+    """Runs every kernel twice, and counts the batch once."""
+    ours, theirs = (make_model("qkformer_2_256", T=T, backend="cupy").train() for _ in range(2))
+    ours.set_grad_checkpointing()
+    x = torch.rand(B, T, ours.in_chans, 16, 16).double()
+    for model in (ours, theirs):
+        model(x).square().sum().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)

@@ -79,7 +79,12 @@ def test_inputs_on_the_threshold_fall_on_the_same_side(host, name, dtype):
     generator = torch.Generator().manual_seed(0)
     x = (torch.randint(-5, 25, (16, 20_000), generator=generator) / 10).to(dtype)
     values = constants(NEURONS[name], dtype)
-    assert torch.equal(ops.neuron(x, **values), reference.spike_sequence(x, **values))
+    grad = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype)
+    spikes, grads = run(ops.neuron, x, grad, values)
+    expected, expected_grads = run(reference.spike_sequence, x, grad, values)
+    assert torch.equal(spikes, expected)
+    for got, exact in zip(grads, expected_grads, strict=True):  # backward resets where forward did
+        torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -116,6 +121,9 @@ def test_any_memory_layout(host, T):
             assert torch.equal(spikes, expected)
             torch.testing.assert_close(got, exact)
     assert ops.neuron(last, **values).stride() == last.stride()  # no copies around the kernel
+    once = base[:1].expand(base.shape)
+    with torch.no_grad():
+        assert torch.equal(ops.neuron(once, **values), reference.spike_sequence(once, **values))
 
 
 def test_modules_take_the_kernels_and_keep_nothing_but_their_input(host):
