@@ -16,12 +16,14 @@ extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __res
     run(neuron, steps,
         [&](int t, real* x) {
             if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
+#pragma unroll
             for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
         },
         [&](int t, const bool* spikes) {
             const size_t at = (size_t)t * packs + i;
             Pack sum;
             if (residual) sum = residual[at];
+#pragma unroll
             for (int lane = 0; lane < VEC; ++lane)
                 sum.lane[lane] = narrow(plus(residual ? widen(sum.lane[lane]) : real(0),
                                              spikes[lane] ? real(1) : real(0)));
@@ -49,15 +51,18 @@ extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __rest
         Pack stored;
         record(neuron, steps, past, [&](int t, real* x) {
             if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
+#pragma unroll
             for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
         });
         backpropagate(neuron, steps, past, sums.tau,
             [&](int t, real* g) {
                 const Pack pack = grad[(size_t)t * packs + i];
+#pragma unroll
                 for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
             },
             [&](int t, const real* dz) {
                 if (!repeated) stored = y[(size_t)t * packs + i];
+#pragma unroll
                 for (int lane = 0; lane < VEC; ++lane)
                     sums.add(lane, dz[lane], norm[lane].centered(stored.lane[lane]));
             });
@@ -81,6 +86,7 @@ extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __re
         Norm norm[VEC];
         layout.read(norm, channel, weight, bias, mean, invstd);
         NormGradient norm_gradient[VEC];
+#pragma unroll
         for (int lane = 0; lane < VEC; ++lane)
             norm_gradient[lane].read(norm[lane], sums, channels,
                                      layout.channels_last() ? channel + lane : channel,
@@ -88,18 +94,22 @@ extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __re
         Pack stored;
         record(neuron, steps, past, [&](int t, real* x) {
             if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
+#pragma unroll
             for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
         });
         real total[VEC], grad_tau = 0;
+#pragma unroll
         for (int lane = 0; lane < VEC; ++lane) total[lane] = 0;
         backpropagate(neuron, steps, past, grad_tau,
             [&](int t, real* g) {
                 const Pack pack = grad[(size_t)t * packs + i];
+#pragma unroll
                 for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
             },
             [&](int t, const real* dz) {
                 if (!repeated) stored = y[(size_t)t * packs + i];
                 Pack out;
+#pragma unroll
                 for (int lane = 0; lane < VEC; ++lane) {
                     total[lane] += dz[lane];
                     const real whole = repeated ? total[lane] : dz[lane];

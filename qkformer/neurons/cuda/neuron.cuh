@@ -46,6 +46,7 @@ struct Past {
 template <class Current, class Fired>
 __device__ __forceinline__ void run(const Neuron& neuron, int steps, Current current, Fired fired) {
     real v[VEC];
+#pragma unroll
     for (int lane = 0; lane < VEC; ++lane) v[lane] = neuron.reset;
 #pragma unroll
     for (int t = 0; t < TIME_STEPS; ++t) {
@@ -66,6 +67,7 @@ template <class Current>
 __device__ __forceinline__ void record(const Neuron& neuron, int steps, Past& past,
                                        Current current) {
     real v[VEC];
+#pragma unroll
     for (int lane = 0; lane < VEC; ++lane) v[lane] = neuron.reset;
 #pragma unroll
     for (int t = 0; t < TIME_STEPS; ++t) {
@@ -88,6 +90,7 @@ __device__ __forceinline__ void backpropagate(const Neuron& neuron, int steps, P
                                               real& grad_tau, Gradient gradient, Emit emit) {
     const real leak = KIND == IF ? real(1) : 1 - neuron.reciprocal_tau;
     real later[VEC];  // gradient of h[t + 1]
+#pragma unroll
     for (int lane = 0; lane < VEC; ++lane) later[lane] = 0;
 #pragma unroll
     for (int t = TIME_STEPS - 1; t >= 0; --t) {

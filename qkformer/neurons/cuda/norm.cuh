@@ -47,6 +47,7 @@ struct Layout {
     }
     __device__ __forceinline__ void read(Norm* norm, unsigned channel, NORM_ARGUMENTS) const {
         norm[0].read(weight, bias, mean, invstd, channel);
+#pragma unroll
         for (int lane = 1; lane < VEC; ++lane) {
             if (channels_last()) norm[lane].read(weight, bias, mean, invstd, channel + lane);
             else norm[lane] = norm[0];
@@ -78,23 +79,31 @@ struct Share {
 struct Sums {
     real dz[VEC], dz_centered[VEC], tau;
     __device__ Sums() : tau(0) {
+#pragma unroll
         for (int lane = 0; lane < VEC; ++lane) dz[lane] = dz_centered[lane] = 0;
     }
     __device__ __forceinline__ void add(int lane, real gradient, real centered) {
         dz[lane] += gradient;
         dz_centered[lane] += gradient * centered;
     }
-    __device__ void write(real* partial, bool channels_last, unsigned thread, unsigned threads) {
-        const int kept = channels_last ? VEC : 1;
-        for (int lane = kept; lane < VEC; ++lane) {
-            dz[0] += dz[lane];
-            dz_centered[0] += dz_centered[lane];
+    __device__ __forceinline__ void write(real* partial, bool channels_last, unsigned thread,
+                                          unsigned threads) {
+        const size_t kept = channels_last ? VEC : 1;
+        const size_t plane = threads * kept, at = thread * kept;
+#pragma unroll
+        for (int lane = 0; lane < VEC; ++lane) {  // unrolled: an index would cost the registers
+            if (channels_last) {
+                partial[at + lane] = dz[lane];
+                partial[plane + at + lane] = dz_centered[lane];
+                partial[2 * plane + at + lane] = lane ? real(0) : tau;
+            } else if (lane) {
+                dz[0] += dz[lane];
+                dz_centered[0] += dz_centered[lane];
+            }
         }
-        const size_t plane = (size_t)threads * kept, at = (size_t)thread * kept;
-        for (int lane = 0; lane < kept; ++lane) {
-            partial[at + lane] = dz[lane];
-            partial[plane + at + lane] = dz_centered[lane];
-            partial[2 * plane + at + lane] = lane ? real(0) : tau;
-        }
+        if (channels_last) return;
+        partial[at] = dz[0];
+        partial[plane + at] = dz_centered[0];
+        partial[2 * plane + at] = tau;
     }
 };

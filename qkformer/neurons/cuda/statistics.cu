@@ -44,23 +44,28 @@ extern "C" __global__ void moments(const Pack* __restrict__ y, real* partial, un
     if (thread >= threads) return;
     const Layout layout = {channels, inner};
     const Share share(layout, thread, per_group);
-    real shift[VEC], sum[VEC], squares[VEC], count = 0;
-    for (unsigned e = share.first; e < packs / share.groups; e += share.stride) {
+    const Pack origin = y[share.pack(share.first)];
+    real shift[VEC], sum[VEC], squares[VEC];
+#pragma unroll
+    for (int lane = 0; lane < VEC; ++lane) {
+        shift[lane] = widen(origin.lane[lane]);  // as near to the mean as values are to each other
+        sum[lane] = squares[lane] = 0;
+    }
+    const unsigned end = packs / share.groups;
+#pragma unroll 4
+    for (unsigned e = share.first; e < end; e += share.stride) {
         const Pack pack = y[share.pack(e)];
+#pragma unroll
         for (int lane = 0; lane < VEC; ++lane) {
-            const real value = widen(pack.lane[lane]);
-            if (count == 0) {
-                shift[lane] = value;  // about as near to the mean as the values are to each other
-                sum[lane] = squares[lane] = 0;
-            }
-            const real difference = value - shift[lane];
+            const real difference = widen(pack.lane[lane]) - shift[lane];
             sum[lane] += difference;
             squares[lane] += difference * difference;
         }
-        count += 1;
     }
+    const real count = (end - share.first + share.stride - 1) / share.stride;
     Parts parts = {partial, channels, per_group, layout.channels_last()};
     Moments all = {0, 0, 0};
+#pragma unroll
     for (int lane = 0; lane < VEC; ++lane) {
         const real about_mean = squares[lane] - sum[lane] * (sum[lane] / count);
         const Moments own = {count, shift[lane] + sum[lane] / count,
