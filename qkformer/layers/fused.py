@@ -60,9 +60,10 @@ def bn_neuron(
     """
     batch_statistics = _takes_batch_statistics(bn)
     if batch_statistics:
-        mean, invstd = ops.batch_statistics(y.detach(), bn.eps)
+        mean, variance, invstd = ops.batch_statistics(y.detach(), bn.eps)
         if bn.training and bn.track_running_stats:
-            _update_running_statistics(bn, mean, invstd, y.numel() // y.shape[1] * repeats)
+            count = y.numel() // y.shape[1] * repeats
+            _update_running_statistics(bn, mean, variance * (count / (count - 1)))
     else:
         mean, invstd = bn.running_mean, (bn.running_var + bn.eps).rsqrt()
     added = None
@@ -119,16 +120,12 @@ def _takes_batch_statistics(bn: nn.BatchNorm2d) -> bool:
 
 
 @torch.no_grad()
-def _update_running_statistics(
-    bn: nn.BatchNorm2d, mean: Tensor, invstd: Tensor, count: int
-) -> None:
+def _update_running_statistics(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     if bn.num_batches_tracked is not None:  # as it is where a checkpointed batch runs again
         bn.num_batches_tracked.add_(1)
     momentum = bn.momentum
     if momentum is None:  # the average over all batches
         momentum = (1 / bn.num_batches_tracked).to(bn.running_mean.dtype)
-    # clamped: where the variance is far below eps, its rounding error may be negative
-    variance = invstd.pow(-2).sub_(bn.eps).clamp_(min=0).mul_(count / (count - 1))
     bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
     bn.running_var.lerp_(variance.to(bn.running_var.dtype), momentum)
 

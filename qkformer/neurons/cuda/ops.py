@@ -115,19 +115,18 @@ bn_neuron_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 @torch.library.custom_op("qkformer::batch_statistics", mutates_args=())
-def batch_statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / sqrt(variance + eps) of each channel of [N, C, H, W], as constants.
+def batch_statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and 1 / sqrt(variance + eps) of each channel of [N, C, H, W], as constants.
 
     Their dependence on ``y`` is part of :func:`bn_neuron`'s gradient.
     """
-    mean, invstd = statistics.mean_invstd(dense(y), eps)
-    return mean, invstd
+    return statistics.mean_variance_invstd(dense(y), eps)
 
 
 @batch_statistics.register_fake
 def _(y, eps):
     mean = y.new_empty(y.shape[1], dtype=membrane_dtype(y.dtype))
-    return mean, torch.empty_like(mean)
+    return mean, torch.empty_like(mean), torch.empty_like(mean)
 
 
 def bn_neuron(

@@ -2,7 +2,7 @@
 //
 // PyTorch's own kernel for contiguous tensors has one block per channel, which leaves most of a
 // GPU idle where there are few channels. Here every thread makes a mean and a sum of squares about
-// it from its share, and two rounds put them together; STEPS and KIND play no part.
+// it from its share, and one or two rounds put them together; STEPS and KIND play no part.
 
 struct Moments {
     real count, mean, squares;  // squares: sum of (y - mean)^2
@@ -90,14 +90,16 @@ extern "C" __global__ void combine(real* from, real* into, unsigned from_parts,
     target.write(channel, first, all);
 }
 
-// mean and 1 / sqrt(variance + eps), [channels] each
-extern "C" __global__ void finish(real* from, real* mean, real* invstd, unsigned from_parts,
-                                  unsigned channels, int channels_last, real eps) {
+// mean, variance and 1 / sqrt(variance + eps), [channels] each
+extern "C" __global__ void finish(real* from, real* mean, real* variance, real* invstd,
+                                  unsigned from_parts, unsigned channels, int channels_last,
+                                  real eps) {
     const unsigned channel = thread_index();
     if (channel >= channels) return;
     const Parts source = {from, channels, from_parts, channels_last != 0};
     Moments all = {0, 0, 0};
     for (unsigned part = 0; part < from_parts; ++part) all.add(source.read(channel, part));
     mean[channel] = all.mean;
-    invstd[channel] = 1 / square_root(all.squares / all.count + eps);
+    variance[channel] = all.squares / all.count;
+    invstd[channel] = 1 / square_root(variance[channel] + eps);
 }

@@ -129,7 +129,7 @@ def test_gradients_of_a_part(host, frozen):
 def test_opcheck(options):
     p = random_problem((2, 4, 5, 6), dtype=torch.float32, **dict(steps=4) | options)
     leaves = p.differentiable
-    mean, invstd = ops.batch_statistics(p.x, p.eps)
+    mean, _, invstd = ops.batch_statistics(p.x, p.eps)
     torch.library.opcheck(ops.batch_statistics, (p.x, p.eps))
     norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd)
     tau = (leaves.get("learned"), p.neuron.get("reciprocal_tau"))
@@ -153,7 +153,7 @@ def test_refuses_more_than_it_can_index():
 @pytest.mark.parametrize(
     "shape", [(5, 8, 6, 10), (3, 7, 5, 3), (70, 3, 1, 1), (2, 4, 1, 9), (1, 1, 1, 2)], ids=str
 )
-def test_statistics(shape, last, dtype):
+def test_statistics(host, shape, last, dtype):
     """Of channels with means from 0 to 1000 standard deviations, one of them constant."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -162,10 +162,12 @@ def test_statistics(shape, last, dtype):
         y[:, 1], y[:, 2] = y[:, 1] + 1000, -3.0
     layout = torch.channels_last if last else torch.contiguous_format
     y = y.to(dtype).contiguous(memory_format=layout)
-    mean, invstd = ops.batch_statistics(y, 1e-5)
+    mean, spread, invstd = ops.batch_statistics(y, 1e-5)
+    assert ("combine" in host.launched) == (y.numel() > 1000)
     variance, expected = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     unit = torch.finfo(mean.dtype).eps
     torch.testing.assert_close(mean.double(), expected, rtol=4 * unit, atol=20 * unit)
+    torch.testing.assert_close(spread.double(), variance, rtol=1e3 * unit, atol=unit)
     torch.testing.assert_close(
         invstd.double(), (variance + 1e-5).rsqrt(), rtol=1e3 * unit, atol=20 * unit
     )

@@ -11,7 +11,7 @@ from qkformer.layers import ConvBNNeuron
 from qkformer.neurons import LIF, PLIF
 
 T, B = 4, 2
-STATISTICS = ["moments", "combine", "finish"]
+STATISTICS = ["moments", "finish"]
 FUSED = [*STATISTICS, "forward", "reduce", "backward"]
 POOLED = [*STATISTICS, "pooled_forward", "pooled_backward", "pooled_gather"]
 
