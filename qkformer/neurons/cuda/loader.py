@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -87,7 +88,8 @@ class CupyLauncher:
         cupy = importlib.import_module("cupy")
         stream = torch.cuda.current_stream(device)
         # Both put CuPy's, and with it CUDA's, current device and stream back as they were.
-        with cupy.cuda.Device(stream.device.index), _cupy_stream(cupy, stream):
+        index = stream.device.index
+        with cupy.cuda.Device(index), _external_stream(stream.cuda_stream, index):
             grid = (-(-threads // BLOCK),)
             _kernel(kernel, variant)(grid, (BLOCK,), tuple(args))
 
@@ -114,10 +116,15 @@ def _cupy_unavailable() -> str | None:
     return None
 
 
-def _cupy_stream(cupy: Any, stream: torch.cuda.Stream) -> Any:
-    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
-        return cupy.cuda.Stream.from_external(stream)
-    return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device.index)  # CuPy < 14
+@functools.cache
+def _external_stream(pointer: int, device: int) -> Any:
+    """CuPy's view of a stream that PyTorch owns (its streams live as long as the process)."""
+    cupy = importlib.import_module("cupy")
+    with warnings.catch_warnings():
+        # Deprecated since CuPy 14; its successor, Stream.from_external, destroyed the stream with
+        # the view when it was new.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return cupy.cuda.ExternalStream(pointer, device)
 
 
 @functools.cache

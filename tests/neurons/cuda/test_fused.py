@@ -163,7 +163,8 @@ def test_statistics(host, shape, last, dtype):
     layout = torch.channels_last if last else torch.contiguous_format
     y = y.to(dtype).contiguous(memory_format=layout)
     mean, spread, invstd = ops.batch_statistics(y, 1e-5)
-    assert ("combine" in host.launched) == (y.numel() > 1000)
+    if y.numel() > 1000:  # enough for more parts than the last launch takes
+        assert host.launched == ["moments", "combine", "finish"]
     variance, expected = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     unit = torch.finfo(mean.dtype).eps
     torch.testing.assert_close(mean.double(), expected, rtol=4 * unit, atol=20 * unit)

@@ -18,6 +18,7 @@ CUDA, CPU = torch.device("cuda", 1), torch.device("cpu")
 @pytest.fixture(autouse=True)
 def fresh():
     caches = (loader._cupy_unavailable, loader._module, loader._kernel, functional._say_once)
+    caches += (loader._external_stream,)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -39,6 +40,17 @@ def machine(monkeypatch):
     return build
 
 
+class FakeStream:
+    def __init__(self, log, value):
+        self.log, self.value = log, value
+
+    def __enter__(self):
+        self.log.append(("enter stream", self.value))
+
+    def __exit__(self, *_):
+        self.log.append(("exit stream", self.value))
+
+
 class FakeCupy(types.ModuleType):
     def __init__(self, version):
         super().__init__("cupy")
@@ -46,8 +58,7 @@ class FakeCupy(types.ModuleType):
         self.cuda = types.SimpleNamespace(
             runtime=types.SimpleNamespace(runtimeGetVersion=lambda: version),
             Device=lambda index: self._noted("device", index),
-            Stream=types.SimpleNamespace(),
-            ExternalStream=lambda ptr, index: self._noted("stream", (ptr, index)),
+            ExternalStream=lambda ptr, index: FakeStream(self.log, (ptr, index)),
         )
 
     @contextlib.contextmanager
