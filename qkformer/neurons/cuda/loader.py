@@ -113,6 +113,11 @@ def _cupy_unavailable() -> str | None:
             f"CuPy is built for CUDA {built}, PyTorch for CUDA {wanted}: "
             f"pip uninstall cupy-cuda{built}x, then {remedy}"
         )
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (ImportError, OSError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        return f"CuPy finds no compiler ({line}): pip install 'cupy-cuda{major}x[ctk]'"
     return None
 
 

@@ -30,10 +30,10 @@ def fresh():
 def machine(monkeypatch):
     """A machine with a GPU, PyTorch for CUDA 13 and a CuPy that records what it is asked."""
 
-    def build(cuda="13.0", gpu=True, cupy_cuda=13020):
+    def build(cuda="13.0", gpu=True, cupy_cuda=13020, nvrtc=True):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-        fake = FakeCupy(cupy_cuda) if cupy_cuda else None
+        fake = FakeCupy(cupy_cuda, nvrtc) if cupy_cuda else None
         monkeypatch.setitem(sys.modules, "cupy", fake)
         return fake
 
@@ -52,11 +52,18 @@ class FakeStream:
 
 
 class FakeCupy(types.ModuleType):
-    def __init__(self, version):
+    def __init__(self, version, nvrtc):
         super().__init__("cupy")
         self.log = []
+
+        def nvrtc_version():
+            if not nvrtc:
+                raise RuntimeError("failed to load\n libnvrtc.so.13")
+            return 13, 0
+
         self.cuda = types.SimpleNamespace(
             runtime=types.SimpleNamespace(runtimeGetVersion=lambda: version),
+            nvrtc=types.SimpleNamespace(getVersion=nvrtc_version),
             Device=lambda index: self._noted("device", index),
             ExternalStream=lambda ptr, index: FakeStream(self.log, (ptr, index)),
         )
@@ -83,6 +90,8 @@ class FakeCupy(types.ModuleType):
         (dict(cupy_cuda=0, cuda="12.8"), torch.float32, CUDA, r"qkformer\[cuda12\]"),
         (dict(cupy_cuda=12090), torch.float32, CUDA,
          r"CuPy is built for CUDA 12, PyTorch for CUDA 13.0: pip uninstall cupy-cuda12x.*cuda13"),
+        (dict(nvrtc=False), torch.float32, CUDA,
+         r"no compiler \(failed to load libnvrtc.so.13\): pip install 'cupy-cuda13x\[ctk\]'"),
         (dict(), torch.int32, CUDA, "float32, float16, bfloat16, float64, got int32"),
         (dict(), torch.float32, CPU, "tensor on cpu"),
     ],
