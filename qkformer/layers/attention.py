@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from qkformer.layers import fused
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.neurons import LIF, SpikingNeuron
 
@@ -47,11 +48,16 @@ class QKAttention(nn.Module):
         self.mask_neuron = neuron(v_threshold=MASK_THRESHOLD)
         self.proj = ConvBNNeuron(dim, dim, bias=True, neuron=neuron() if out_neuron else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q = self.q(x).unflatten(2, (self.num_heads, -1))
-        k = self.k(x).unflatten(2, (self.num_heads, -1))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``residual``: [T, B, C, H, W], added to the output."""
+        return self.proj(self._masked(self.q(x), self.k(x)), residual=residual)
+
+    def _masked(self, q: Tensor, k: Tensor) -> Tensor:
+        """mask * k of q, k [T, B, C, H, W]"""
+        q = q.unflatten(2, (self.num_heads, -1))
+        k = k.unflatten(2, (self.num_heads, -1))
         mask = self.mask_neuron(q.sum(self.summed_over, keepdim=True))
-        return self.proj((mask * k).flatten(2, 3))
+        return (mask * k).flatten(2, 3)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"
@@ -64,6 +70,11 @@ class QKTokenAttention(QKAttention):
     """
 
     summed_over = (3,)
+
+    def _masked(self, q: Tensor, k: Tensor) -> Tensor:
+        if fused.masks_tokens(self.mask_neuron, q, k):
+            return fused.mask_tokens(self.mask_neuron, q, k, heads=self.num_heads)
+        return super()._masked(q, k)
 
 
 class QKChannelAttention(QKAttention):
@@ -120,7 +131,8 @@ class SpikingSelfAttention(nn.Module):
         self.attn_neuron = neuron(v_threshold=MASK_THRESHOLD)
         self.proj = ConvBNNeuron(dim, dim, bias=True, neuron=neuron() if out_neuron else None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``residual``: [T, B, C, H, W], added to the output."""
         q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # [T,B,h,d,N]
         d, n = q.shape[-2:]
         # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
@@ -130,8 +142,11 @@ class SpikingSelfAttention(nn.Module):
             attn = attn * self.scale
         attn = self.attn_neuron(attn).reshape(x.shape)
         if self.ssa == "original":  # T * B steps of one sample
-            return self.proj(attn.flatten(0, 1).unsqueeze(1)).view(x.shape)
-        return self.proj(attn)
+            steps, total = attn.flatten(0, 1).unsqueeze(1), residual
+            if residual is not None:
+                total = residual.flatten(0, 1).unsqueeze(1)
+            return self.proj(steps, residual=total).view(x.shape)
+        return self.proj(attn, residual=residual)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[T, B, C, H, W] -> [T, B, heads, C / heads, N]"""

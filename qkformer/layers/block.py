@@ -8,13 +8,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qkformer.layers.attention import QKChannelAttention, QKTokenAttention, SpikingSelfAttention
+from qkformer.layers.attention import (
+    QKAttention,
+    QKChannelAttention,
+    QKTokenAttention,
+    SpikingSelfAttention,
+)
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.layers.mlp import SpikingMLP
 from qkformer.neurons import LIF, SpikingNeuron
 
 Wiring = Literal["aba", "pa", "ms"]
 WIRINGS = ("aba", "pa", "ms")
+# Branches that take the shortcut as `residual`, and add it where they write their last spikes.
+ADD_RESIDUALS = (ConvBNNeuron, QKAttention, SpikingMLP, SpikingSelfAttention)
 
 
 class Residual(nn.Module):
@@ -51,10 +58,13 @@ class Residual(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.branch(self.neuron(x) if self.wiring == "ms" else x)
+        y = self.neuron(x) if self.wiring == "ms" else x
         if self.training and self.drop_path > 0:
-            y = drop_path(y, self.drop_path)
-        y = x + y
+            y = x + drop_path(self.branch(y), self.drop_path)
+        elif isinstance(self.branch, ADD_RESIDUALS):
+            y = self.branch(y, residual=x)
+        else:
+            y = x + self.branch(y)
         return self.neuron(y) if self.wiring == "pa" else y
 
     def extra_repr(self) -> str:

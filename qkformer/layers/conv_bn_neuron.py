@@ -9,6 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qkformer.layers import fused
 from qkformer.neurons import SpikingNeuron
 
 
@@ -53,26 +54,36 @@ class ConvBNNeuron(nn.Module):
         self.pool = pool
         self.neuron = neuron
 
-    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, time_steps: int | None = None, residual: Tensor | None = None
+    ) -> Tensor:
         """
         Args:
             x: [T, B, C, H, W], or [1, B, C, H, W] for an input that is the same at every time step.
             time_steps: T, to which such an input is repeated: after the pool, before the neuron.
+            residual: [T, B, C', H', W'], added to the output; CuPy's kernels do it on the way.
         """
         steps = time_steps or len(x)
         if steps > len(x) and isinstance(self.bn, nn.SyncBatchNorm):
             x = x.expand(steps, *x.shape[1:])  # its sample count is known to the other ranks only
-        fold = x.shape[:2]
-        y = self._batch_norm(self.conv(x.flatten(0, 1)), repeats=steps // len(x))
-        if self.pool == "before":
-            y = _max_pool(y)
-        y = y.unflatten(0, fold)
-        y = y.expand(steps, *y.shape[1:])
-        if self.neuron is not None:
-            y = self.neuron(y)
+        fold, repeats = x.shape[:2], steps // len(x)
+        y = self.conv(x.flatten(0, 1))
+        if fused.fuses(self.bn, self.neuron, y):
+            options = dict(steps=steps, pool=self.pool == "before", repeats=repeats)
+            if self.pool != "after":
+                return fused.bn_neuron(self.bn, self.neuron, y, residual=residual, **options)
+            y = fused.bn_neuron(self.bn, self.neuron, y, **options)
+        else:
+            y = self._batch_norm(y, repeats)
+            if self.pool == "before":
+                y = _max_pool(y)
+            y = y.unflatten(0, fold)
+            y = y.expand(steps, *y.shape[1:])
+            if self.neuron is not None:
+                y = self.neuron(y)
         if self.pool == "after":
             y = _max_pool(y.flatten(0, 1)).unflatten(0, y.shape[:2])
-        return y
+        return y if residual is None else residual + y
 
     def _batch_norm(self, x: Tensor, repeats: int) -> Tensor:
         """BatchNorm of [B, C, H, W] that counts every sample ``repeats`` times.

@@ -31,5 +31,6 @@ class SpikingMLP(nn.Module):
         self.fc1 = ConvBNNeuron(dim, hidden_dim, bias=True, neuron=neuron())
         self.fc2 = ConvBNNeuron(hidden_dim, dim, bias=True, neuron=neuron() if out_neuron else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``residual``: [T, B, C, H, W], added to the output."""
+        return self.fc2(self.fc1(x), residual=residual)

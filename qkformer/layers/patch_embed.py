@@ -151,7 +151,7 @@ class SPEDS(nn.Module):
                 branch = x
             x = conv(x, time_steps)
         if branch is not None:
-            x = x + self.shortcut(branch, time_steps)
+            x = self.shortcut(branch, time_steps, residual=x)
         return x if self.out_neuron is None else self.out_neuron(x)
 
 

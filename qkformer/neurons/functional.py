@@ -4,9 +4,14 @@ The arithmetic is that of ``reference.step``, operation by operation, so that an
 the threshold falls on the same side of it.
 """
 
+import functools
+import logging
+import warnings
+
 import torch
 from torch import Tensor
 
+from qkformer.neurons.cuda import loader, ops
 from qkformer.neurons.reference import membrane_dtype
 from qkformer.suggest import did_you_mean
 
@@ -23,12 +28,42 @@ def check_backend(backend: str) -> str:
     if backend not in BACKENDS:
         hint = did_you_mean(backend, BACKENDS)
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}{hint}")
-    if backend == "cupy":
-        raise RuntimeError(
-            "backend='cupy': this version of qkformer ships no CuPy kernels yet; "
-            "use backend='auto', which will take them when they are there, or backend='torch'"
-        )
+    if backend == "cupy" and (reason := loader.unavailable()):
+        raise _cannot_run(reason)
     return backend
+
+
+@torch.compiler.assume_constant_result
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """ "cupy" or "torch": what ``backend`` means for tensors of ``dtype`` on ``device``.
+
+    "auto" takes CuPy's kernels for CUDA tensors where they can run, and says once what it took.
+
+    Raises:
+        RuntimeError: ``backend`` is "cupy", which cannot run; the message says why and what to do.
+    """
+    if backend == "torch" or (backend == "auto" and device.type not in loader.LAUNCHERS):
+        return "torch"
+    reason = loader.unavailable(device, dtype)
+    if backend == "cupy" and reason:
+        raise _cannot_run(reason)
+    if backend == "auto":
+        _say_once(reason)
+    return "torch" if reason else "cupy"
+
+
+def _cannot_run(reason: str) -> RuntimeError:
+    return RuntimeError(
+        f"backend='cupy': CuPy's kernels cannot run: {reason}; backend='torch' needs none of this"
+    )
+
+
+@functools.cache
+def _say_once(reason: str | None) -> None:
+    if reason:
+        warnings.warn(f"backend='auto': the neurons run in plain PyTorch: {reason}", stacklevel=2)
+    else:
+        logging.getLogger("qkformer").info("backend='auto': the neurons run in CuPy's kernels")
 
 
 def spike_sequence(
@@ -59,12 +94,17 @@ def spike_sequence(
 
     Raises:
         ValueError: ``x`` has no time axis or no time steps, or is not floating point.
+        RuntimeError: the backend cannot run; the message says why and what to do.
     """
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"a neuron expects [T, ...] with T >= 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"a neuron expects floating-point currents, got {x.dtype}")
-    check_backend(backend)
+    if backend not in BACKENDS:
+        check_backend(backend)
+    if resolve_backend(backend, x.device, x.dtype) == "cupy":
+        constants = dict(v_threshold=v_threshold, v_reset=v_reset, alpha=alpha)
+        return ops.neuron(x, reciprocal_tau=reciprocal_tau, **constants)
     return _SpikeSequence.apply(x, reciprocal_tau, v_threshold, v_reset, alpha)
 
 

@@ -182,7 +182,6 @@ def test_other_inputs_are_refused_with_both_shapes(shape):
         ({"neuron": "lfi"}, ValueError, "neuron must be one of"),
         ({"residual": "post"}, ValueError, "wiring must be one of"),
         ({"ssa": "leaky"}, ValueError, "ssa must be"),
-        ({"backend": "cupy"}, RuntimeError, "CuPy"),
         ({"patch_embed": "vit"}, ValueError, "patch_embed must be"),
         ({"mixers": ("ssa", "ssa")}, ValueError, "differ in length"),
         ({"mixers": ("ssa", "ssa", "mlp")}, ValueError, "a mixer must be one of"),

@@ -245,7 +245,6 @@ def test_copies_and_pickles(name):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: LIF(backend="cupy"), RuntimeError, "backend='torch'"),
         (lambda: LIF(backend="coda"), ValueError, "backend must be one of"),
         (lambda: LIF(backend="troch"), ValueError, "did you mean 'torch'"),
         (lambda: LIF(v_threshold=0.0), ValueError, "v_threshold"),

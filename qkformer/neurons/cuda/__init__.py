@@ -1,0 +1,6 @@
+"""CUDA kernels for the neurons, alone and fused with BatchNorm and max pool.
+
+The kernels are CUDA C++ (``*.cuh``, ``*.cu``), compiled for the GPU at hand by CuPy at first use.
+``loader`` finds CuPy and launches, ``launch`` turns tensors into launches, ``ops`` registers them
+with PyTorch. Importing compiles nothing and touches no device.
+"""

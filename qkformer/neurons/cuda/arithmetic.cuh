@@ -1,0 +1,99 @@
+// Scalars of a tensor and the arithmetic on them.
+//
+// The .cuh files of this folder and one .cu file are joined by loader.py and compiled with
+//   -DDTYPE=  FLOAT32, FLOAT16, BFLOAT16 or FLOAT64: the tensors' elements
+//   -DKIND=   IF, LIF or PLIF
+//   -DSTEPS=  T, or 0 for a T that is known at launch only
+//   -DVEC=    neighbouring neurons of a thread, which it reads and writes at once
+// They need no header, neither CUDA's nor C++'s, no shared memory and no warp operations: a thread
+// per neuron, or per VEC of them. So the same text is compiled by g++ and tested without a GPU
+// (tests/neurons/cuda); what is special to the device stands under __CUDACC__.
+
+#define FLOAT32 0
+#define FLOAT16 1
+#define BFLOAT16 2
+#define FLOAT64 3
+
+#define IF 0
+#define LIF 1
+#define PLIF 2
+
+// scalar: as stored. real: as computed with; the dtype of membranes, BatchNorm and sums.
+#if DTYPE == FLOAT64
+typedef double scalar;
+typedef double real;
+#elif DTYPE == FLOAT32
+typedef float scalar;
+typedef float real;
+#else
+typedef unsigned short scalar;  // the bits
+typedef float real;
+#endif
+
+struct alignas(sizeof(scalar) * VEC) Pack {
+    scalar lane[VEC];
+};
+
+#ifdef __CUDACC__
+__device__ __forceinline__ float half_to_float(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+__device__ __forceinline__ unsigned short float_to_half(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#endif
+
+__device__ __forceinline__ float bfloat_to_float(unsigned short bits) {
+    return __uint_as_float((unsigned)bits << 16);
+}
+
+__device__ __forceinline__ unsigned short float_to_bfloat(float value) {
+    const unsigned bits = __float_as_uint(value);
+    if (value != value) return 0x7fc0;  // rounding might carry a NaN's bits into infinity
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
+}
+
+__device__ __forceinline__ real widen(scalar x) {
+#if DTYPE == FLOAT16
+    return half_to_float(x);
+#elif DTYPE == BFLOAT16
+    return bfloat_to_float(x);
+#else
+    return x;
+#endif
+}
+
+__device__ __forceinline__ scalar narrow(real x) {
+#if DTYPE == FLOAT16
+    return float_to_half(x);
+#elif DTYPE == BFLOAT16
+    return float_to_bfloat(x);
+#else
+    return x;
+#endif
+}
+
+// Each rounds once. The compiler may contract a * b + c to one rounding, which would move inputs
+// that lie on the threshold to its other side; these it may not.
+#if DTYPE == FLOAT64
+__device__ __forceinline__ real plus(real a, real b) { return __dadd_rn(a, b); }
+__device__ __forceinline__ real minus(real a, real b) { return __dsub_rn(a, b); }
+__device__ __forceinline__ real times(real a, real b) { return __dmul_rn(a, b); }
+__device__ __forceinline__ real exponential(real a) { return exp(a); }
+__device__ __forceinline__ real square_root(real a) { return sqrt(a); }
+#else
+__device__ __forceinline__ real plus(real a, real b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ real minus(real a, real b) { return __fsub_rn(a, b); }
+__device__ __forceinline__ real times(real a, real b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ real exponential(real a) { return expf(a); }
+__device__ __forceinline__ real square_root(real a) { return sqrtf(a); }
+#endif
+
+__device__ __forceinline__ unsigned thread_index() {
+    return blockIdx.x * blockDim.x + threadIdx.x;
+}

@@ -1,0 +1,122 @@
+// (BatchNorm ->) neuron over y [T, M], M = B * C * H * W neurons in packs of VEC.
+//
+// repeated: y is [1, M] and every time step has the same current (a static image).
+
+extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __restrict__ residual,
+                                   Pack* __restrict__ out, unsigned packs, int repeated,
+                                   unsigned channels, unsigned inner, NORM_ARGUMENTS,
+                                   NEURON_ARGUMENTS) {
+    const unsigned i = thread_index();
+    if (i >= packs) return;
+    const Neuron neuron = NEURON;
+    const Layout layout = {channels, inner};
+    Norm norm[VEC];
+    layout.read(norm, layout.channel(i), weight, bias, mean, invstd);
+    Pack stored;
+    run(neuron, steps,
+        [&](int t, real* x) {
+            if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
+#pragma unroll
+            for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
+        },
+        [&](int t, const bool* spikes) {
+            const size_t at = (size_t)t * packs + i;
+            Pack sum;
+            if (residual) sum = residual[at];
+#pragma unroll
+            for (int lane = 0; lane < VEC; ++lane)
+                sum.lane[lane] = narrow(plus(residual ? widen(sum.lane[lane]) : real(0),
+                                             spikes[lane] ? real(1) : real(0)));
+            out[at] = sum;
+        });
+}
+
+// Sums over the gradient dz of BatchNorm's output (of the neuron's currents).
+extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __restrict__ grad,
+                                  real* __restrict__ partial, real* work, unsigned packs,
+                                  unsigned per_group, unsigned threads, int repeated,
+                                  unsigned channels, unsigned inner, NORM_ARGUMENTS,
+                                  NEURON_ARGUMENTS) {
+    const unsigned thread = thread_index();
+    if (thread >= threads) return;
+    const Neuron neuron = NEURON;
+    const Layout layout = {channels, inner};
+    const Share share(layout, thread, per_group);
+    Norm norm[VEC];
+    layout.read(norm, share.channel(layout), weight, bias, mean, invstd);
+    Sums sums;
+    Past past(work, thread, threads, steps);
+    for (unsigned e = share.first; e < packs / share.groups; e += share.stride) {
+        const unsigned i = share.pack(e);
+        Pack stored;
+        record(neuron, steps, past, [&](int t, real* x) {
+            if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
+#pragma unroll
+            for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
+        });
+        backpropagate(neuron, steps, past, sums.tau,
+            [&](int t, real* g) {
+                const Pack pack = grad[(size_t)t * packs + i];
+#pragma unroll
+                for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
+            },
+            [&](int t, const real* dz) {
+                if (!repeated) stored = y[(size_t)t * packs + i];
+#pragma unroll
+                for (int lane = 0; lane < VEC; ++lane)
+                    sums.add(lane, dz[lane], norm[lane].centered(stored.lane[lane]));
+            });
+    }
+    sums.write(partial, layout.channels_last(), thread, threads);
+}
+
+// Gradient of y, [T, M] or, where y is repeated, [1, M].
+extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __restrict__ grad,
+                                    Pack* __restrict__ dy, real* work, const real* sums,
+                                    real reciprocal_count, unsigned packs, unsigned threads,
+                                    int repeated, unsigned channels, unsigned inner,
+                                    NORM_ARGUMENTS, NEURON_ARGUMENTS) {
+    const unsigned thread = thread_index();
+    if (thread >= threads) return;
+    const Neuron neuron = NEURON;
+    const Layout layout = {channels, inner};
+    Past past(work, thread, threads, steps);
+    for (unsigned i = thread; i < packs; i += threads) {
+        const unsigned channel = layout.channel(i);
+        Norm norm[VEC];
+        layout.read(norm, channel, weight, bias, mean, invstd);
+        NormGradient norm_gradient[VEC];
+#pragma unroll
+        for (int lane = 0; lane < VEC; ++lane)
+            norm_gradient[lane].read(norm[lane], sums, channels,
+                                     layout.channels_last() ? channel + lane : channel,
+                                     reciprocal_count);
+        Pack stored;
+        record(neuron, steps, past, [&](int t, real* x) {
+            if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
+#pragma unroll
+            for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
+        });
+        real total[VEC], grad_tau = 0;
+#pragma unroll
+        for (int lane = 0; lane < VEC; ++lane) total[lane] = 0;
+        backpropagate(neuron, steps, past, grad_tau,
+            [&](int t, real* g) {
+                const Pack pack = grad[(size_t)t * packs + i];
+#pragma unroll
+                for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
+            },
+            [&](int t, const real* dz) {
+                if (!repeated) stored = y[(size_t)t * packs + i];
+                Pack out;
+#pragma unroll
+                for (int lane = 0; lane < VEC; ++lane) {
+                    total[lane] += dz[lane];
+                    const real whole = repeated ? total[lane] : dz[lane];
+                    out.lane[lane] =
+                        narrow(norm_gradient[lane](norm[lane], whole, stored.lane[lane]));
+                }
+                if (t == 0 || !repeated) dy[(size_t)t * packs + i] = out;
+            });
+    }
+}

@@ -1,0 +1,49 @@
+"""Memory layout of [N, C, H, W], and how a kernel's work is split."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def channels_last(y: Tensor) -> bool:
+    """Whether a dense [N, C, H, W] has its channels innermost in memory, and only so."""
+    return not y.is_contiguous() and y.is_contiguous(memory_format=torch.channels_last)
+
+
+def dense(y: Tensor) -> Tensor:
+    """``y`` itself if it is contiguous or channels last, else a contiguous copy."""
+    return y if channels_last(y) else y.contiguous()
+
+
+def like(x: Tensor, y: Tensor) -> Tensor:
+    """``x`` in the memory layout of the dense ``y``."""
+    if channels_last(y):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+def empty_output(y: Tensor, steps: int, repeated: bool, pool: bool) -> Tensor:
+    """Uninitialised spikes for ``y``, in its layout."""
+    n, c, h, w = y.shape
+    shape = (
+        n * steps if repeated else n,
+        c,
+        (h + 1) // 2 if pool else h,
+        -(-w // 2) if pool else w,
+    )
+    layout = torch.channels_last if channels_last(y) else torch.contiguous_format
+    return torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)
+
+
+def pointer(tensor: Tensor | None) -> np.uint64:
+    return np.uint64(0 if tensor is None else tensor.data_ptr())
+
+
+def parts(packs: int, groups: int, least: int, threads: int) -> int:
+    """How many threads share each of ``groups`` sums over ``packs``.
+
+    Args:
+        least: packs per thread that make the traffic of the partial sums small.
+        threads: about how many are wanted for all groups.
+    """
+    return max(1, min(packs // least, threads // groups))

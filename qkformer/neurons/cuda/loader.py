@@ -1,0 +1,166 @@
+"""Where the kernels come from: their source, CuPy's compiler, and whether they can run at all."""
+
+import functools
+import importlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Protocol
+
+import torch
+
+COMMON = ("arithmetic.cuh", "neuron.cuh", "norm.cuh")
+FAMILIES = ("dense", "pooled", "statistics", "token_mask")  # the .cu files
+DTYPES = {
+    torch.float32: "FLOAT32",
+    torch.float16: "FLOAT16",
+    torch.bfloat16: "BFLOAT16",
+    torch.float64: "FLOAT64",
+}
+BLOCK = 256  # threads
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a kernel is compiled for.
+
+    Attributes:
+        family: of ``FAMILIES``, the file that the kernel is in.
+        dtype: of the tensors.
+        kind: "IF", "LIF" or "PLIF".
+        steps: T, or 0 for a T that is known at launch only.
+        vec: neighbouring neurons of a thread.
+    """
+
+    family: str
+    dtype: torch.dtype
+    kind: str
+    steps: int
+    vec: int
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """For the compiler, NVRTC or g++."""
+        defines = {"DTYPE": DTYPES[self.dtype], "KIND": self.kind}
+        defines |= {"STEPS": self.steps, "VEC": self.vec}
+        return ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()))
+
+
+class Launcher(Protocol):
+    """Compiles and runs kernels on the devices of one type."""
+
+    def unavailable(self) -> str | None:
+        """Why kernels cannot run, and the remedy; None if they can."""
+
+    def launch(
+        self, kernel: str, threads: int, args: Sequence, *, variant: Variant, device: torch.device
+    ) -> None:
+        """Run ``kernel`` with at least ``threads`` threads on ``device``.
+
+        Args:
+            kernel: name of a kernel of ``variant.family``.
+            threads: the kernel returns at once in those beyond.
+            args: the kernel's arguments: NumPy scalars of the parameters' types, pointers as
+                ``numpy.uint64``.
+        """
+
+
+@functools.cache
+def source(family: str) -> str:
+    """A family's source text."""
+    names = (*COMMON, f"{family}.cu")
+    return "\n".join((files(__package__) / name).read_text(encoding="utf-8") for name in names)
+
+
+class CupyLauncher:
+    """Kernels on CUDA devices, on PyTorch's current stream.
+
+    CuPy keeps compiled kernels on disk, in ~/.cupy/kernel_cache or $CUPY_CACHE_DIR.
+    """
+
+    def unavailable(self) -> str | None:
+        return _cupy_unavailable()
+
+    def launch(
+        self, kernel: str, threads: int, args: Sequence, *, variant: Variant, device: torch.device
+    ) -> None:
+        cupy = importlib.import_module("cupy")
+        stream = torch.cuda.current_stream(device)
+        # Both put CuPy's, and with it CUDA's, current device and stream back as they were.
+        index = stream.device.index
+        with cupy.cuda.Device(index), _external_stream(stream.cuda_stream, index):
+            grid = (-(-threads // BLOCK),)
+            _kernel(kernel, variant)(grid, (BLOCK,), tuple(args))
+
+
+@functools.cache  # neither CuPy nor a GPU appears while a process runs
+def _cupy_unavailable() -> str | None:
+    wanted = torch.version.cuda
+    if wanted is None:
+        return "this PyTorch is built without CUDA; install one with it, see pytorch.org"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    major = wanted.split(".")[0]
+    remedy = f"pip install 'qkformer[cuda{major}]' (it brings cupy-cuda{major}x)"
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}): {remedy}"
+    built = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    if built != int(major):
+        return (
+            f"CuPy is built for CUDA {built}, PyTorch for CUDA {wanted}: "
+            f"pip uninstall cupy-cuda{built}x, then {remedy}"
+        )
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (ImportError, OSError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        return f"CuPy finds no compiler ({line}): pip install 'cupy-cuda{major}x[ctk]'"
+    return None
+
+
+@functools.cache
+def _external_stream(pointer: int, device: int) -> Any:
+    """CuPy's view of a stream that PyTorch owns (its streams live as long as the process)."""
+    cupy = importlib.import_module("cupy")
+    with warnings.catch_warnings():
+        # Deprecated since CuPy 14; its successor, Stream.from_external, destroyed the stream with
+        # the view when it was new.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return cupy.cuda.ExternalStream(pointer, device)
+
+
+@functools.cache
+def _kernel(name: str, variant: Variant) -> Any:
+    """CuPy's RawKernel: compiled at its first call, on every device anew."""
+    return _module(variant).get_function(name)
+
+
+@functools.cache
+def _module(variant: Variant) -> Any:
+    cupy = importlib.import_module("cupy")
+    return cupy.RawModule(code=source(variant.family), options=variant.options, backend="nvrtc")
+
+
+# By device type. Tests put one for "cpu" here, made of the same sources by g++.
+LAUNCHERS: dict[str, Launcher] = {"cuda": CupyLauncher()}
+
+
+def unavailable(device: torch.device | None = None, dtype: torch.dtype | None = None) -> str | None:
+    """Why the kernels cannot run, and what to do; None if they can.
+
+    Args:
+        device: of the tensors; None for any.
+        dtype: of the tensors; None for any supported.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
+        return f"the kernels take {names}, got {str(dtype).removeprefix('torch.')}"
+    if device is None:
+        reasons = [launcher.unavailable() for launcher in LAUNCHERS.values()]
+        return None if None in reasons else reasons[0]
+    if device.type not in LAUNCHERS:
+        return f"the kernels run on CUDA devices, got a tensor on {device}: move model and input"
+    return LAUNCHERS[device.type].unavailable()

@@ -1,0 +1,112 @@
+// One thread's neurons through all time steps: neurons/reference.py, operation by operation.
+
+// What every kernel is told of the neuron. 1 / tau is a number, or read from `learned` (PLIF).
+#define NEURON_ARGUMENTS                                                                     \
+    int steps, real reciprocal_tau, const real* learned, real threshold, real reset, real alpha
+#define NEURON {learned ? *learned : reciprocal_tau, threshold, reset, alpha}
+
+struct Neuron {
+    real reciprocal_tau, threshold, reset, alpha;
+};
+
+// A constant T lets the compiler unroll the loops over time, load all steps ahead, and keep the
+// arrays below in registers.
+#if STEPS
+#define TIME_STEPS STEPS
+#else
+#define TIME_STEPS steps
+#endif
+
+// h[t] from v[t - 1] and the current. `drive` is what 1 / tau was multiplied by.
+__device__ __forceinline__ real charge(const Neuron& neuron, real v, real x, real& drive) {
+    drive = x;
+    if (KIND == IF) return plus(v, x);
+    drive = minus(x, minus(v, neuron.reset));
+    return plus(v, times(drive, neuron.reciprocal_tau));
+}
+
+// Membrane potentials before the reset, and PLIF's drives, which backward walks through in reverse.
+struct Past {
+#if STEPS
+    real h_[STEPS][VEC], drive_[STEPS][VEC];
+    __device__ Past(real*, unsigned, unsigned, int) {}
+    __device__ __forceinline__ real& h(int t, int lane) { return h_[t][lane]; }
+    __device__ __forceinline__ real& drive(int t, int lane) { return drive_[t][lane]; }
+#else
+    real* work;  // [2, T, threads]: too long for registers; VEC is 1
+    size_t threads, planes;
+    __device__ Past(real* work, unsigned thread, unsigned threads, int steps)
+        : work(work + thread), threads(threads), planes((size_t)steps * threads) {}
+    __device__ __forceinline__ real& h(int t, int) { return work[t * threads]; }
+    __device__ __forceinline__ real& drive(int t, int) { return work[planes + t * threads]; }
+#endif
+};
+
+// current(t, real x[VEC]) fills in the currents of step t; fired(t, bool s[VEC]) takes the spikes.
+template <class Current, class Fired>
+__device__ __forceinline__ void run(const Neuron& neuron, int steps, Current current, Fired fired) {
+    real v[VEC];
+#pragma unroll
+    for (int lane = 0; lane < VEC; ++lane) v[lane] = neuron.reset;
+#pragma unroll
+    for (int t = 0; t < TIME_STEPS; ++t) {
+        real x[VEC], drive;
+        bool spikes[VEC];
+        current(t, x);
+#pragma unroll
+        for (int lane = 0; lane < VEC; ++lane) {
+            const real h = charge(neuron, v[lane], x[lane], drive);
+            spikes[lane] = h >= neuron.threshold;
+            v[lane] = spikes[lane] ? neuron.reset : h;
+        }
+        fired(t, spikes);
+    }
+}
+
+template <class Current>
+__device__ __forceinline__ void record(const Neuron& neuron, int steps, Past& past,
+                                       Current current) {
+    real v[VEC];
+#pragma unroll
+    for (int lane = 0; lane < VEC; ++lane) v[lane] = neuron.reset;
+#pragma unroll
+    for (int t = 0; t < TIME_STEPS; ++t) {
+        real x[VEC], drive;
+        current(t, x);
+#pragma unroll
+        for (int lane = 0; lane < VEC; ++lane) {
+            const real h = charge(neuron, v[lane], x[lane], drive);
+            past.h(t, lane) = h;
+            if (KIND == PLIF) past.drive(t, lane) = drive;
+            v[lane] = h >= neuron.threshold ? neuron.reset : h;
+        }
+    }
+}
+
+// From the last step to the first: gradient(t, real g[VEC]) fills in that of the spikes,
+// emit(t, real g[VEC]) takes that of the currents; PLIF's of 1 / tau is added to `grad_tau`.
+template <class Gradient, class Emit>
+__device__ __forceinline__ void backpropagate(const Neuron& neuron, int steps, Past& past,
+                                              real& grad_tau, Gradient gradient, Emit emit) {
+    const real leak = KIND == IF ? real(1) : 1 - neuron.reciprocal_tau;
+    real later[VEC];  // gradient of h[t + 1]
+#pragma unroll
+    for (int lane = 0; lane < VEC; ++lane) later[lane] = 0;
+#pragma unroll
+    for (int t = TIME_STEPS - 1; t >= 0; --t) {
+        real g[VEC];
+        gradient(t, g);
+#pragma unroll
+        for (int lane = 0; lane < VEC; ++lane) {
+            const real h = past.h(t, lane);
+            const real above = h - neuron.threshold;
+            const real sigmoid = 1 / (1 + exponential(-neuron.alpha * above));
+            real grad_h = g[lane] * (1 - sigmoid) * sigmoid * neuron.alpha;
+            if (!(h >= neuron.threshold)) grad_h += later[lane] * leak;  // none through the reset
+            if (KIND == PLIF) grad_tau += grad_h * past.drive(t, lane);
+            later[lane] = grad_h;
+            g[lane] = KIND == IF ? grad_h : grad_h * neuron.reciprocal_tau;
+        }
+        emit(t, g);
+    }
+}

@@ -1,0 +1,212 @@
+"""The kernels as PyTorch operators: ``torch.ops.qkformer.bn_neuron`` and its backward.
+
+Registered with fake implementations and autograd, so that ``torch.compile``, ``opcheck`` and CUDA
+graphs work. Nothing is mutated: BatchNorm's running statistics are its module's business.
+"""
+
+import torch
+from torch import Tensor
+
+from qkformer.neurons.cuda import launch, statistics
+from qkformer.neurons.cuda.layout import dense, empty_output, like
+from qkformer.neurons.reference import membrane_dtype
+
+
+@torch.library.custom_op("qkformer::bn_neuron", mutates_args=())
+def bn_neuron_op(
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    invstd: Tensor | None,
+    residual: Tensor | None,
+    learned: Tensor | None,
+    reciprocal_tau: float | None,
+    v_threshold: float,
+    v_reset: float,
+    alpha: float,
+    steps: int,
+    repeated: bool,
+    pool: bool,
+    batch_statistics: bool,
+) -> Tensor:
+    """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau, ``mean`` and ``invstd`` are given."""
+    norm = launch.Norm(weight, bias, mean, invstd)
+    neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
+    return launch.forward(launch.Call(dense(y), norm, neuron, steps, repeated, pool), residual)
+
+
+@bn_neuron_op.register_fake
+def _(y, *args):
+    steps, repeated, pool = args[10:13]
+    return empty_output(dense(y), steps, repeated, pool)
+
+
+@torch.library.custom_op("qkformer::bn_neuron_backward", mutates_args=())
+def bn_neuron_backward_op(
+    grad: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    invstd: Tensor | None,
+    learned: Tensor | None,
+    reciprocal_tau: float | None,
+    v_threshold: float,
+    v_reset: float,
+    alpha: float,
+    steps: int,
+    repeated: bool,
+    pool: bool,
+    batch_statistics: bool,
+    sums_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of ``y``, and [3, C]: those of BatchNorm's output, summed; of the same times
+    ``y - mean``; of ``learned``, its sum over C. Without ``sums_needed`` the second is zero."""
+    y = dense(y)
+    norm = launch.Norm(weight, bias, mean, invstd)
+    neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
+    call = launch.Call(y, norm, neuron, steps, repeated, pool)
+    sums = torch.zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype), device=y.device)
+    if y.numel() == 0:
+        return torch.empty_like(y), sums
+    grad = like(grad, y)
+    if pool:
+        grad_max, place, sums = launch.pooled_backward(call, grad)
+        dy = launch.pooled_gather(call, grad_max, place, sums if batch_statistics else None)
+        return dy, sums
+    if sums_needed or batch_statistics:
+        sums = launch.reduce(call, grad)
+    return launch.backward(call, grad, sums if batch_statistics else None), sums
+
+
+@bn_neuron_backward_op.register_fake
+def _(grad, y, *args):
+    y = dense(y)
+    sums = y.new_empty((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
+    return torch.empty_like(y), sums
+
+
+def _setup_context(ctx, inputs, output):
+    y, weight, bias, mean, invstd, _residual, learned, *ctx.constants = inputs
+    ctx.save_for_backward(y, weight, bias, mean, invstd, learned)
+
+
+def _backward(ctx, grad):
+    needs = ctx.needs_input_grad
+    y, weight, bias, mean, invstd, learned = ctx.saved_tensors
+    needs_sums = needs[1] or needs[2] or needs[6]
+    dy, sums = bn_neuron_backward_op(
+        grad, y, weight, bias, mean, invstd, learned, *ctx.constants, needs_sums
+    )
+    return (
+        dy,
+        sums[1] * invstd if needs[1] else None,
+        sums[0] if needs[2] else None,
+        None,
+        None,
+        grad if needs[5] else None,
+        sums[2].sum() if needs[6] else None,
+        *[None] * len(ctx.constants),
+    )
+
+
+bn_neuron_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("qkformer::batch_statistics", mutates_args=())
+def batch_statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and 1 / sqrt(variance + eps) of each channel of [N, C, H, W], as constants.
+
+    Their dependence on ``y`` is part of :func:`bn_neuron`'s gradient.
+    """
+    return statistics.mean_variance_invstd(dense(y), eps)
+
+
+@batch_statistics.register_fake
+def _(y, eps):
+    mean = y.new_empty(y.shape[1], dtype=membrane_dtype(y.dtype))
+    return mean, torch.empty_like(mean), torch.empty_like(mean)
+
+
+def bn_neuron(
+    y: Tensor,
+    *,
+    mean: Tensor | None,
+    invstd: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    reciprocal_tau: float | Tensor | None,
+    v_threshold: float = 1.0,
+    v_reset: float = 0.0,
+    alpha: float = 4.0,
+    steps: int,
+    repeated: bool = False,
+    pool: bool = False,
+    batch_statistics: bool,
+) -> Tensor:
+    """BatchNorm, optional 3x3 max pool of stride 2, neuron, optional addition, in one kernel.
+
+    Keeps ``y`` for backward, which computes normalised values and membranes again.
+
+    Args:
+        y: [T * B, C, H, W], contiguous or channels last (others are copied).
+        mean, invstd: [C], mean and 1 / sqrt(variance + eps); None for a neuron alone.
+        weight, bias: [C]; None for 1 and 0.
+        residual: [T * B, C, H', W'], added to the spikes.
+        reciprocal_tau, v_threshold, v_reset, alpha: as for
+            :func:`qkformer.neurons.functional.spike_sequence`.
+        steps: T.
+        repeated: ``y`` is [B, C, H, W] and the same at every time step.
+        pool: whether there is a max pool.
+        batch_statistics: ``mean`` and ``invstd`` are those of ``y``, so its gradient passes
+            through them (training); otherwise they are constants.
+
+    Returns:
+        [T * B, C, H', W'], dtype and layout of ``y``; H' = ceil(H / 2) with a pool, else H.
+
+    Raises:
+        ValueError: 2^31 values or more in a time step.
+    """
+    real = membrane_dtype(y.dtype)
+    weight, bias, mean, invstd = (
+        None if t is None else t.to(real).contiguous() for t in (weight, bias, mean, invstd)
+    )
+    learned = reciprocal_tau.to(real) if isinstance(reciprocal_tau, Tensor) else None
+    return bn_neuron_op(
+        y,
+        weight,
+        bias,
+        mean,
+        invstd,
+        residual,
+        learned,
+        None if learned is not None else reciprocal_tau,
+        v_threshold,
+        v_reset,
+        alpha,
+        steps,
+        repeated,
+        pool,
+        batch_statistics,
+    )
+
+
+def neuron(x: Tensor, **constants: float | Tensor | None) -> Tensor:
+    """Spikes [T, ...] of currents [T, ...]: :func:`spike_sequence` of ``functional``, in a kernel.
+
+    Args:
+        x: floating point, T >= 1.
+        constants: ``reciprocal_tau``, ``v_threshold``, ``v_reset``, ``alpha``.
+    """
+    last = x.ndim == 5 and not x.is_contiguous() and x.permute(0, 1, 3, 4, 2).is_contiguous()
+    if last:  # in the order of memory, as channels_last convolutions leave it
+        x = x.permute(0, 1, 3, 4, 2)
+    # A repeated input is read once. Not for training: its gradient is asked of every time step.
+    repeated = len(x) > 1 and x.stride(0) == 0 and not (torch.is_grad_enabled() and x.requires_grad)
+    y = x[:1] if repeated else x
+    y = y.reshape(len(y), 1, 1, -1)
+    none = dict(mean=None, invstd=None, batch_statistics=False)
+    spikes = bn_neuron(y, **none, **constants, steps=len(x), repeated=repeated).view(x.shape)
+    return spikes.permute(0, 1, 4, 2, 3) if last else spikes

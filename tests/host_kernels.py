@@ -1,0 +1,71 @@
+"""The CUDA kernels' own source, compiled by g++, behind the same Python as on a GPU."""
+
+import ctypes
+import functools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkformer.neurons.cuda import loader
+
+SHIM = Path(__file__).parent / "neurons" / "cuda" / "shim.h"
+FLAGS = ("-O1", "-fPIC", "-shared", "-fno-fast-math", "-ffp-contract=off", "-fno-strict-aliasing",
+         "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized")  # fmt: skip
+KERNELS = {
+    family: re.findall(r"__global__ void (\w+)\(", loader.source(family))
+    for family in loader.FAMILIES
+}
+
+needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+class HostLauncher:
+    """A :class:`loader.Launcher` for the CPU; compiles into ``folder`` and runs thread by thread.
+
+    Attributes:
+        launched: names of the kernels that ran, in order.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.launched: list[str] = []
+        self.library = functools.cache(self._build)
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def launch(
+        self,
+        kernel: str,
+        threads: int,
+        args: Sequence,
+        *,
+        variant: loader.Variant,
+        device: torch.device,
+    ) -> None:
+        assert device.type == "cpu"
+        self.launched.append(kernel)
+        cells = [ctypes.create_string_buffer(arg.tobytes()) for arg in args]
+        pointers = (ctypes.c_void_p * len(args))(*map(ctypes.addressof, cells))
+        getattr(self.library(variant), f"launch_{kernel}")(ctypes.c_uint(threads), pointers)
+
+    def _build(self, variant: loader.Variant) -> ctypes.CDLL:
+        name = re.sub(r"\W+", "_", "".join((variant.family, *variant.options[1:])))
+        library = self.folder / f"{name}.so"
+        path = self.folder / f"{name}.{os.getpid()}.cpp"
+        made = path.with_suffix(".so")
+        if library.exists():  # by another process of this run
+            return ctypes.CDLL(str(library))
+        entries = "".join(f"LAUNCHABLE({kernel})\n" for kernel in KERNELS[variant.family])
+        path.write_text(SHIM.read_text() + loader.source(variant.family) + entries)
+        command = ["g++", *FLAGS, *variant.options, str(path), "-o", str(made)]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr
+        made.replace(library)
+        return ctypes.CDLL(str(library))

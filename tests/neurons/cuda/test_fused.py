@@ -1,0 +1,174 @@
+"""BatchNorm, pool and neuron in one kernel, compiled by g++, against PyTorch's modules."""
+
+import random
+
+import pytest
+import torch
+from fused_reference import agree, fused, margin, plain, random_problem
+
+from qkformer.neurons.cuda import launch, loader, ops, statistics
+
+DTYPES = tuple(loader.DTYPES)
+KINDS = {1: "if", 4: "lif", 7: "if", 16: "plif", 40: "plif"}  # by T: few kernels to compile
+
+
+@pytest.fixture(autouse=True)
+def few_threads(host, monkeypatch):
+    """So that in small problems too a thread sums over several neurons, and takes several."""
+    monkeypatch.setattr(launch, "REDUCE_THREADS", 50)
+    monkeypatch.setattr(launch, "WORK_THREADS", 32)
+    monkeypatch.setattr(statistics, "PACKS_PER_THREAD", 2)
+    monkeypatch.setattr(statistics, "COMBINED", 3)
+
+
+def random_options(seed: int) -> dict:
+    draw = random.Random(seed)
+    steps = draw.choice([1, 4, 4, 7, 16, 40])
+    shape = (draw.randint(1, 3), *(draw.choice([1, 2, 3, 4, 5, 7, 8, 12]) for _ in range(3)))
+    names = ("last", "repeated", "pool", "training", "affine", "residual")
+    flags = {name: draw.random() < 0.6 for name in names}
+    if flags["repeated"] or steps == 1:
+        shape = (3, *shape[1:])  # enough values per channel for statistics
+    return dict(shape=shape, steps=steps, kind=KINDS[steps], seed=seed) | flags
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("seed", range(24))
+def test_agrees_with_the_modules(seed, dtype):
+    agree(random_problem(dtype=dtype, **random_options(seed)))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_agrees_on_ordinary_shapes(training, pool, last):
+    for repeated in (False, True):
+        agree(
+            random_problem(
+                (2, 8, 6, 10), steps=4, kind="lif", dtype=torch.float16, last=last,
+                pool=pool, training=training, repeated=repeated, residual=True,
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_extreme_values_pass_as_through_the_modules(value, pool, dtype):
+    p = random_problem((2, 3, 5, 6), steps=4, kind="lif", dtype=dtype, pool=pool, training=False)
+    p.x[1, 1, 2, 2] = p.x[4, 2, 0, 0] = value
+    expected, exact = plain(p.to(torch.float64))
+    safe = (margin(p.to(torch.float64)) > 1e-4).repeat(4, 1, 1, 1)
+    got, grads = fused(p)
+    assert torch.equal(got[safe].double(), expected[safe])
+    for name, gradient in grads.items():
+        finite = exact[name].isfinite()
+        if name == "weight" and pool:  # the modules add 0 * inf where there is no maximum
+            finite = finite | gradient.isfinite()
+        assert torch.equal(gradient.isfinite(), finite), name
+
+
+def test_the_first_of_equal_maxima_takes_the_gradient():
+    """As in max_pool2d, in either layout; half-integer inputs are full of ties."""
+    for last in (False, True):
+        p = random_problem((2, 4, 7, 8), steps=4, kind="lif", dtype=torch.float64, pool=True)
+        layout = torch.channels_last if last else torch.contiguous_format
+        p.x = (p.x / 4).round().contiguous(memory_format=layout)
+        torch.testing.assert_close(fused(p), plain(p))
+
+
+def test_layouts_of_gradients_and_outputs():
+    p = random_problem((2, 4, 6, 8), steps=4, kind="lif", dtype=torch.float32, last=True)
+    out, grads = fused(p)
+    assert out.stride() == grads["x"].stride() == p.x.stride()
+    for grad in (
+        p.grad.contiguous(memory_format=torch.channels_last),
+        p.grad.transpose(2, 3).contiguous().transpose(2, 3),
+    ):
+        p.grad = grad
+        torch.testing.assert_close(fused(p)[1], grads, rtol=0, atol=0)
+    p.x = p.x.transpose(2, 3).contiguous().transpose(2, 3)  # neither layout: a contiguous copy
+    out, grads = fused(p)
+    assert out.is_contiguous()
+    torch.testing.assert_close((out, grads), plain(p))
+
+
+def test_large_means_do_not_cancel():
+    p = random_problem((2, 3, 8, 8), steps=4, kind="lif", dtype=torch.float32)
+    p.x += 3e3
+    got, _ = fused(p)
+    expected, _ = plain(p.to(torch.float64))
+    safe = (margin(p.to(torch.float64)) > 1e-3).repeat(4, 1, 1, 1)
+    assert torch.equal(got[safe].double(), expected[safe])
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "x"])
+def test_gradients_of_a_part(host, frozen):
+    p = random_problem((2, 4, 3, 3), steps=4, kind="lif", dtype=torch.float64, training=False)
+    _, everything = fused(p)
+    leaves = p.differentiable
+    leaves[frozen] = leaves[frozen].detach()
+    options = dict(mean=p.running_mean, invstd=(p.running_var + p.eps).rsqrt())
+    options |= dict(steps=4, batch_statistics=False) | p.neuron
+    out = ops.bn_neuron(leaves["x"], weight=leaves["weight"], bias=leaves["bias"], **options)
+    wanted = {k: v for k, v in leaves.items() if v.requires_grad}
+    grads = torch.autograd.grad(out, wanted.values(), p.grad)
+    for name, gradient in zip(wanted, grads, strict=True):
+        torch.testing.assert_close(gradient, everything[name])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(kind="lif", residual=True),
+        dict(kind="plif", steps=16, pool=True, repeated=True, last=True),
+        dict(kind="lif", last=True, training=False, affine=False),
+    ],
+    ids=["plain", "pooled", "fixed"],
+)
+def test_opcheck(options):
+    p = random_problem((2, 4, 5, 6), dtype=torch.float32, **dict(steps=4) | options)
+    leaves = p.differentiable
+    mean, _, invstd = ops.batch_statistics(p.x, p.eps)
+    torch.library.opcheck(ops.batch_statistics, (p.x, p.eps))
+    norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd)
+    tau = (leaves.get("learned"), p.neuron.get("reciprocal_tau"))
+    constants = (*tau, 0.8, -0.1, 3.0, p.steps, p.repeated, p.pool, p.training)
+    torch.library.opcheck(
+        ops.bn_neuron_op, (leaves["x"], *norm, leaves.get("residual"), *constants)
+    )
+    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in (*norm, *constants)]
+    torch.library.opcheck(ops.bn_neuron_backward_op, (p.grad, p.x, *detached, True))
+
+
+def test_refuses_more_than_it_can_index():
+    y = torch.empty(1, 2**16, 2**8, 2**7, device="meta")
+    neuron = launch.Neuron(None, 0.5, 1.0, 0.0, 4.0)
+    with pytest.raises(ValueError, match=r"2\^31 - 1 values per time step"):
+        launch.Call(y, launch.Norm(), neuron, 1, False, False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(5, 8, 6, 10), (3, 7, 5, 3), (70, 3, 1, 1), (2, 4, 1, 9), (1, 1, 1, 2)], ids=str
+)
+def test_statistics(host, shape, last, dtype):
+    """Of channels with means from 0 to 1000 standard deviations, one of them constant."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(shape, generator=generator, dtype=torch.float64)
+    y[:, 0] *= torch.logspace(-2, 1, shape[0], dtype=torch.float64)[:, None, None]
+    if shape[1] > 2:
+        y[:, 1], y[:, 2] = y[:, 1] + 1000, -3.0
+    layout = torch.channels_last if last else torch.contiguous_format
+    y = y.to(dtype).contiguous(memory_format=layout)
+    mean, spread, invstd = ops.batch_statistics(y, 1e-5)
+    if y.numel() > 1000:  # enough for more parts than the last launch takes
+        assert host.launched == ["moments", "combine", "finish"]
+    variance, expected = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    unit = torch.finfo(mean.dtype).eps
+    torch.testing.assert_close(mean.double(), expected, rtol=4 * unit, atol=20 * unit)
+    torch.testing.assert_close(spread.double(), variance, rtol=1e3 * unit, atol=unit)
+    torch.testing.assert_close(
+        invstd.double(), (variance + 1e-5).rsqrt(), rtol=1e3 * unit, atol=20 * unit
+    )
