@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qkformer.layers import fused
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
+from qkformer.layers.projections import project
 from qkformer.neurons import LIF, SpikingNeuron
 
 MASK_THRESHOLD = 0.5  # of the neuron behind a sum or product of spikes (`attn_lif` in the release)
@@ -50,7 +51,7 @@ class QKAttention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``: [T, B, C, H, W], added to the output."""
-        return self.proj(self._masked(self.q(x), self.k(x)), residual=residual)
+        return self.proj(self._masked(*project((self.q, self.k), x)), residual=residual)
 
     def _masked(self, q: Tensor, k: Tensor) -> Tensor:
         """mask * k of q, k [T, B, C, H, W]"""
@@ -133,7 +134,8 @@ class SpikingSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``: [T, B, C, H, W], added to the output."""
-        q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # [T,B,h,d,N]
+        # [T,B,h,d,N]
+        q, k, v = (self._heads(spikes) for spikes in project((self.q, self.k, self.v), x))
         d, n = q.shape[-2:]
         # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
         # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).

@@ -5,6 +5,9 @@ The same functions of the same modules as one after the other; nothing in betwee
 memory or kept for backward.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +32,7 @@ def fuses(bn: nn.Module, neuron: nn.Module | None, y: Tensor) -> bool:
     """
     return (
         type(bn) is nn.BatchNorm2d
-        and not _hooked(bn)
+        and not hooked(bn)
         and y.numel() > 0
         and not (_takes_batch_statistics(bn) and y.numel() == y.shape[1])  # BatchNorm's own error
         and _in_kernels(neuron, y)
@@ -58,34 +61,38 @@ def bn_neuron(
     Returns:
         [T, B, C, H', W'], dtype of ``y`` (promoted to the residual's).
     """
-    batch_statistics = _takes_batch_statistics(bn)
-    if batch_statistics:
-        mean, variance, invstd = ops.batch_statistics(y.detach(), bn.eps)
-        if bn.training and bn.track_running_stats:
-            count = y.numel() // y.shape[1] * repeats
-            _update_running_statistics(bn, mean, variance * (count / (count - 1)))
-    else:
-        mean, invstd = bn.running_mean, (bn.running_var + bn.eps).rsqrt()
     added = None
     if residual is not None and residual.dtype == y.dtype:
         added, residual = residual.flatten(0, 1), None
     spikes = ops.bn_neuron(
         y,
-        mean=mean,
-        invstd=invstd,
-        weight=bn.weight,
-        bias=bn.bias,
+        **_norm([bn], y, repeats),
+        **constants(neuron),
         residual=added,
-        reciprocal_tau=neuron.reciprocal_tau,
-        v_threshold=neuron.v_threshold,
-        v_reset=neuron.v_reset,
-        alpha=neuron.alpha,
         steps=steps,
         repeated=repeats > 1,
         pool=pool,
-        batch_statistics=batch_statistics,
     ).unflatten(0, (steps, -1))
     return spikes if residual is None else residual + spikes
+
+
+def bn_neurons(
+    bns: Sequence[nn.BatchNorm2d], neuron: SpikingNeuron, y: Tensor, *, steps: int
+) -> tuple[Tensor, ...]:
+    """``neuron(bn(share))`` for each of several BatchNorms and its share of the channels of ``y``.
+
+    Args:
+        bns: with one eps and one mode, each for equally many channels.
+        neuron: stands for one of its kind behind each.
+        y: [T * B, n C, H, W].
+        steps: T.
+
+    Returns:
+        n times [T, B, C, H, W], contiguous or channels last as ``y``.
+    """
+    n = len(bns)
+    spikes = ops.bn_neuron(y, **_norm(bns, y), **constants(neuron), steps=steps, splits=n)
+    return spikes.unflatten(0, (n, steps, -1)).unbind()
 
 
 def masks_tokens(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:
@@ -95,24 +102,49 @@ def masks_tokens(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:
 
 def mask_tokens(neuron: SpikingNeuron, q: Tensor, k: Tensor, *, heads: int) -> Tensor:
     """``neuron(sum of q over each head's channels) * k``, all [T, B, C, H, W]."""
-    return token_mask(
-        q,
-        k,
-        heads=heads,
-        reciprocal_tau=neuron.reciprocal_tau,
-        v_threshold=neuron.v_threshold,
-        v_reset=neuron.v_reset,
-        alpha=neuron.alpha,
-    )
+    return token_mask(q, k, heads=heads, **constants(neuron))
+
+
+def constants(neuron: SpikingNeuron) -> dict[str, float | Tensor | None]:
+    """The neuron as the kernels know it."""
+    names = ("reciprocal_tau", "v_threshold", "v_reset", "alpha")
+    return {name: getattr(neuron, name) for name in names}
 
 
 def _in_kernels(neuron: nn.Module | None, x: Tensor) -> bool:
     return (
         type(neuron) in NEURONS.values()
         and neuron.step_mode == "m"
-        and not _hooked(neuron)
+        and not hooked(neuron)
         and resolve_backend(neuron.backend, x.device, x.dtype) == "cupy"
     )
+
+
+def _norm(bns: Sequence[nn.BatchNorm2d], y: Tensor, repeats: int = 1) -> dict[str, Any]:
+    """BatchNorms side by side as the kernels know them; running statistics are updated."""
+    batch_statistics = _takes_batch_statistics(bns[0])
+    if batch_statistics:
+        mean, variance, invstd = ops.batch_statistics(y.detach(), bns[0].eps)
+        count = y.numel() // y.shape[1] * repeats
+        unbiased = variance * (count / (count - 1))
+        shares = zip(bns, mean.chunk(len(bns)), unbiased.chunk(len(bns)), strict=True)
+        for bn, *statistics in shares:
+            if bn.training and bn.track_running_stats:
+                _update_running_statistics(bn, *statistics)
+    else:
+        mean = _joined([bn.running_mean for bn in bns])
+        invstd = (_joined([bn.running_var for bn in bns]) + bns[0].eps).rsqrt()
+    return dict(
+        mean=mean,
+        invstd=invstd,
+        weight=_joined([bn.weight for bn in bns]),
+        bias=_joined([bn.bias for bn in bns]),
+        batch_statistics=batch_statistics,
+    )
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    return tensors[0] if len(tensors) == 1 or tensors[0] is None else torch.cat(tensors)
 
 
 def _takes_batch_statistics(bn: nn.BatchNorm2d) -> bool:
@@ -130,7 +162,8 @@ def _update_running_statistics(bn: nn.BatchNorm2d, mean: Tensor, variance: Tenso
     bn.running_var.lerp_(variance.to(bn.running_var.dtype), momentum)
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to see what goes through the module."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -1,17 +1,19 @@
 // (BatchNorm ->) neuron over y [T, M], M = B * C * H * W neurons in packs of VEC.
 //
 // repeated: y is [1, M] and every time step has the same current (a static image).
+// splits: see Output; what goes in stays together.
 
 extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __restrict__ residual,
                                    Pack* __restrict__ out, unsigned packs, int repeated,
-                                   unsigned channels, unsigned inner, NORM_ARGUMENTS,
-                                   NEURON_ARGUMENTS) {
+                                   unsigned channels, unsigned inner, unsigned splits,
+                                   NORM_ARGUMENTS, NEURON_ARGUMENTS) {
     const unsigned i = thread_index();
     if (i >= packs) return;
     const Neuron neuron = NEURON;
     const Layout layout = {channels, inner};
     Norm norm[VEC];
     layout.read(norm, layout.channel(i), weight, bias, mean, invstd);
+    const Output output(layout, splits, packs, steps, i);
     Pack stored;
     run(neuron, steps,
         [&](int t, real* x) {
@@ -20,14 +22,13 @@ extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __res
             for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
         },
         [&](int t, const bool* spikes) {
-            const size_t at = (size_t)t * packs + i;
             Pack sum;
-            if (residual) sum = residual[at];
+            if (residual) sum = residual[output.at(t)];
 #pragma unroll
             for (int lane = 0; lane < VEC; ++lane)
                 sum.lane[lane] = narrow(plus(residual ? widen(sum.lane[lane]) : real(0),
                                              spikes[lane] ? real(1) : real(0)));
-            out[at] = sum;
+            out[output.at(t)] = sum;
         });
 }
 
@@ -35,8 +36,8 @@ extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __res
 extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __restrict__ grad,
                                   real* __restrict__ partial, real* work, unsigned packs,
                                   unsigned per_group, unsigned threads, int repeated,
-                                  unsigned channels, unsigned inner, NORM_ARGUMENTS,
-                                  NEURON_ARGUMENTS) {
+                                  unsigned channels, unsigned inner, unsigned splits,
+                                  NORM_ARGUMENTS, NEURON_ARGUMENTS) {
     const unsigned thread = thread_index();
     if (thread >= threads) return;
     const Neuron neuron = NEURON;
@@ -48,6 +49,7 @@ extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __rest
     Past past(work, thread, threads, steps);
     for (unsigned e = share.first; e < packs / share.groups; e += share.stride) {
         const unsigned i = share.pack(e);
+        const Output output(layout, splits, packs, steps, i);
         Pack stored;
         record(neuron, steps, past, [&](int t, real* x) {
             if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
@@ -56,7 +58,7 @@ extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __rest
         });
         backpropagate(neuron, steps, past, sums.tau,
             [&](int t, real* g) {
-                const Pack pack = grad[(size_t)t * packs + i];
+                const Pack pack = grad[output.at(t)];
 #pragma unroll
                 for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
             },
@@ -75,7 +77,7 @@ extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __re
                                     Pack* __restrict__ dy, real* work, const real* sums,
                                     real reciprocal_count, unsigned packs, unsigned threads,
                                     int repeated, unsigned channels, unsigned inner,
-                                    NORM_ARGUMENTS, NEURON_ARGUMENTS) {
+                                    unsigned splits, NORM_ARGUMENTS, NEURON_ARGUMENTS) {
     const unsigned thread = thread_index();
     if (thread >= threads) return;
     const Neuron neuron = NEURON;
@@ -91,6 +93,7 @@ extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __re
             norm_gradient[lane].read(norm[lane], sums, channels,
                                      layout.channels_last() ? channel + lane : channel,
                                      reciprocal_count);
+        const Output output(layout, splits, packs, steps, i);
         Pack stored;
         record(neuron, steps, past, [&](int t, real* x) {
             if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
@@ -102,7 +105,7 @@ extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __re
         for (int lane = 0; lane < VEC; ++lane) total[lane] = 0;
         backpropagate(neuron, steps, past, grad_tau,
             [&](int t, real* g) {
-                const Pack pack = grad[(size_t)t * packs + i];
+                const Pack pack = grad[output.at(t)];
 #pragma unroll
                 for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
             },

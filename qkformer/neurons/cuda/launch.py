@@ -55,6 +55,7 @@ class Call:
         y: dense, see :func:`dense`.
         steps: T.
         repeated: ``y`` holds one time step that stands for all T.
+        splits: that many shares of the channels leave one behind the other; not with a pool.
     """
 
     y: Tensor
@@ -63,6 +64,7 @@ class Call:
     steps: int
     repeated: bool
     pool: bool
+    splits: int = 1
     real: type = field(init=False)
 
     def __post_init__(self):
@@ -90,7 +92,7 @@ class Call:
         vec = 4 if self.steps <= 8 else 2
         stride = vec * self.y.element_size()
         aligned = all(t is None or t.data_ptr() % stride == 0 for t in tensors)
-        run = self.channels if self.inner == 1 else self.inner
+        run = self.channels // self.splits if self.inner == 1 else self.inner
         return vec if aligned and run % vec == 0 else 1
 
     def launch(self, family: str, kernel: str, threads: int, args: list, vec: int = 1) -> None:
@@ -119,7 +121,8 @@ class Call:
         return [np.uint32(self.channels), np.int32(height), np.int32(width), np.int32(self.last)]
 
     def shape_args(self) -> list:
-        return [np.int32(self.repeated), np.uint32(self.channels), np.uint32(self.inner)]
+        sizes = [np.uint32(n) for n in (self.channels, self.inner, self.splits)]
+        return [np.int32(self.repeated), *sizes]
 
     def work(self, threads: int) -> Tensor | None:
         """Room for the membranes of ``threads`` neurons at a time, where registers have none."""
@@ -132,9 +135,9 @@ class Call:
 
 
 def forward(call: Call, residual: Tensor | None) -> Tensor:
-    """Spikes, or residual + spikes, [T * B, C, H', W']."""
+    """Spikes, or residual + spikes, [splits * T * B, C / splits, H', W']."""
     y = call.y
-    out = empty_output(y, call.steps, call.repeated, call.pool)
+    out = empty_output(y, call.steps, call.repeated, call.pool, call.splits)
     if out.numel() == 0:
         return out
     residual = None if residual is None else like(residual, out)

@@ -22,12 +22,12 @@ def like(x: Tensor, y: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def empty_output(y: Tensor, steps: int, repeated: bool, pool: bool) -> Tensor:
+def empty_output(y: Tensor, steps: int, repeated: bool, pool: bool, splits: int) -> Tensor:
     """Uninitialised spikes for ``y``, in its layout."""
     n, c, h, w = y.shape
     shape = (
-        n * steps if repeated else n,
-        c,
+        (n * steps if repeated else n) * splits,
+        c // splits,
         (h + 1) // 2 if pool else h,
         -(-w // 2) if pool else w,
     )

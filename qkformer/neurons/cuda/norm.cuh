@@ -55,6 +55,23 @@ struct Layout {
     }
 };
 
+// Where a pack's spikes and their gradient are: [T, M], or, where `splits` neighbouring shares of the
+// channels leave as tensors of their own, [splits, T, M / splits].
+struct Output {
+    size_t first, step;
+    __device__ Output(const Layout& layout, unsigned splits, unsigned packs, int steps, unsigned i)
+        : first(i), step(packs / splits) {
+        if (splits == 1) return;
+        const unsigned channels = layout.channels / splits, element = i * VEC;
+        const unsigned row = element / layout.inner, channel = row % layout.channels;
+        const unsigned inside =
+            (row / layout.channels * channels + channel % channels) * layout.inner +
+            element % layout.inner;
+        first = channel / channels * TIME_STEPS * step + inside / VEC;
+    }
+    __device__ __forceinline__ size_t at(int t) const { return first + t * step; }
+};
+
 // A sum over each channel, without shared memory: a thread takes every `stride`-th pack of one
 // group (a channel, or VEC of them for channels last) and writes one partial sum per channel.
 // Threads that are neighbours read neighbouring memory in either layout.

@@ -29,17 +29,19 @@ def bn_neuron_op(
     repeated: bool,
     pool: bool,
     batch_statistics: bool,
+    splits: int,
 ) -> Tensor:
     """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau, ``mean`` and ``invstd`` are given."""
     norm = launch.Norm(weight, bias, mean, invstd)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
-    return launch.forward(launch.Call(dense(y), norm, neuron, steps, repeated, pool), residual)
+    call = launch.Call(dense(y), norm, neuron, steps, repeated, pool, splits)
+    return launch.forward(call, residual)
 
 
 @bn_neuron_op.register_fake
 def _(y, *args):
-    steps, repeated, pool = args[10:13]
-    return empty_output(dense(y), steps, repeated, pool)
+    steps, repeated, pool, _, splits = args[10:15]
+    return empty_output(dense(y), steps, repeated, pool, splits)
 
 
 @torch.library.custom_op("qkformer::bn_neuron_backward", mutates_args=())
@@ -59,6 +61,7 @@ def bn_neuron_backward_op(
     repeated: bool,
     pool: bool,
     batch_statistics: bool,
+    splits: int,
     sums_needed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of ``y``, and [3, C]: those of BatchNorm's output, summed; of the same times
@@ -66,7 +69,7 @@ def bn_neuron_backward_op(
     y = dense(y)
     norm = launch.Norm(weight, bias, mean, invstd)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
-    call = launch.Call(y, norm, neuron, steps, repeated, pool)
+    call = launch.Call(y, norm, neuron, steps, repeated, pool, splits)
     sums = torch.zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype), device=y.device)
     if y.numel() == 0:
         return torch.empty_like(y), sums
@@ -145,6 +148,7 @@ def bn_neuron(
     repeated: bool = False,
     pool: bool = False,
     batch_statistics: bool,
+    splits: int = 1,
 ) -> Tensor:
     """BatchNorm, optional 3x3 max pool of stride 2, neuron, optional addition, in one kernel.
 
@@ -162,9 +166,12 @@ def bn_neuron(
         pool: whether there is a max pool.
         batch_statistics: ``mean`` and ``invstd`` are those of ``y``, so its gradient passes
             through them (training); otherwise they are constants.
+        splits: the output's channels leave as that many equal shares, one behind the other along
+            the first axis; not with a pool.
 
     Returns:
-        [T * B, C, H', W'], dtype and layout of ``y``; H' = ceil(H / 2) with a pool, else H.
+        [splits * T * B, C / splits, H', W'], dtype and layout of ``y``; H' = ceil(H / 2) with a
+        pool, else H.
 
     Raises:
         ValueError: 2^31 values or more in a time step.
@@ -190,6 +197,7 @@ def bn_neuron(
         repeated,
         pool,
         batch_statistics,
+        splits,
     )
 
 

@@ -133,7 +133,7 @@ def test_opcheck(options):
     torch.library.opcheck(ops.batch_statistics, (p.x, p.eps))
     norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd)
     tau = (leaves.get("learned"), p.neuron.get("reciprocal_tau"))
-    constants = (*tau, 0.8, -0.1, 3.0, p.steps, p.repeated, p.pool, p.training)
+    constants = (*tau, 0.8, -0.1, 3.0, p.steps, p.repeated, p.pool, p.training, 1)
     torch.library.opcheck(
         ops.bn_neuron_op, (leaves["x"], *norm, leaves.get("residual"), *constants)
     )

@@ -1,0 +1,51 @@
+"""Several 1x1 layers of one input, as the q, k and v of attention: one product where that pays."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qkformer.layers import fused
+from qkformer.layers.conv_bn_neuron import ConvBNNeuron
+from qkformer.neurons import IF, LIF
+
+
+def project(layers: Sequence[ConvBNNeuron], x: Tensor) -> Sequence[Tensor]:
+    """``[layer(x) for layer in layers]``, in one product and one kernel where CuPy's kernels run.
+
+    The input is read once for all, and there are fewer launches. Without the kernels the outputs
+    would have to be taken apart again, so there every layer runs by itself.
+
+    Args:
+        layers: 1x1 layers with as many channels each; their parameters stay where they are.
+        x: [T, B, C, H, W].
+
+    Returns:
+        [T, B, C', H, W] of every layer.
+    """
+    if not _alike(layers) or not all(_fuses(layer, x) for layer in layers):
+        return [layer(x) for layer in layers]
+    convs = [layer.conv for layer in layers]
+    bias = None if convs[0].bias is None else torch.cat([conv.bias for conv in convs])
+    y = F.conv2d(x.flatten(0, 1), torch.cat([conv.weight for conv in convs]), bias)
+    return fused.bn_neurons([layer.bn for layer in layers], layers[0].neuron, y, steps=len(x))
+
+
+def _fuses(layer: ConvBNNeuron, x: Tensor) -> bool:
+    plain = type(layer) is ConvBNNeuron and type(layer.conv) is nn.Conv2d and layer.pool is None
+    hooked = fused.hooked(layer) or fused.hooked(layer.conv)
+    return plain and not hooked and fused.fuses(layer.bn, layer.neuron, x.flatten(0, 1))
+
+
+def _alike(layers: Sequence[ConvBNNeuron]) -> bool:
+    """Whether the layers differ in nothing but their parameters' values; PLIF's tau is one."""
+    kinds = {type(layer.neuron) for layer in layers}
+    return kinds in ({LIF}, {IF}) and len({_traits(layer) for layer in layers}) == 1
+
+
+def _traits(layer: ConvBNNeuron) -> tuple:
+    conv, bn = layer.conv, layer.bn
+    of_conv = (conv.kernel_size, conv.stride, conv.groups, conv.out_channels, conv.bias is None)
+    of_norm = (bn.eps, bn.training, bn.running_mean is None, bn.weight is None)
+    return (*of_conv, *of_norm, *fused.constants(layer.neuron).values())
