@@ -1,4 +1,4 @@
-"""Train on configs/cifar10_dvs_qkformer.yml, or on what --config names: train.py --help."""
+"""Train: configs/cifar10_dvs_qkformer.yml unless --config says otherwise."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Test a checkpoint on configs/cifar10_qkformer.yml, or on what --config names: test.py --help."""
+"""Test a checkpoint: configs/cifar10_qkformer.yml unless --config says otherwise."""
 
 from pathlib import Path
 

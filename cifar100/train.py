@@ -1,4 +1,4 @@
-"""Train on configs/cifar100_qkformer.yml, or on what --config names: train.py --help."""
+"""Train: configs/cifar100_qkformer.yml unless --config says otherwise."""
 
 from pathlib import Path
 

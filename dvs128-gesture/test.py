@@ -1,4 +1,4 @@
-"""Test a checkpoint on configs/dvs128_gesture_qkformer.yml, or on what --config names: test.py --help."""
+"""Test a checkpoint: configs/dvs128_gesture_qkformer.yml unless --config says otherwise."""
 
 from pathlib import Path
 

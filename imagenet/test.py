@@ -1,4 +1,4 @@
-"""Test a checkpoint on configs/imagenet_qkformer_10_384.yml, or on what --config names: test.py --help."""
+"""Test a checkpoint: configs/imagenet_qkformer_10_384.yml unless --config says otherwise."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Train on configs/imagenet_qkformer_10_384.yml, or on what --config names: train.py --help."""
+"""Train: configs/imagenet_qkformer_10_384.yml unless --config says otherwise."""
 
 from pathlib import Path
 
