@@ -11,6 +11,7 @@ import yaml
 from qkformer.data import registry
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.source import DataConfig
+from qkformer.neurons.cuda import loader
 from qkformer.training import cli, run
 from qkformer.training.cli import (
     TEST_OPTIONS,
@@ -479,7 +480,11 @@ def test_testing_needs_a_checkpoint():
         ("--model.args.embed_dims=32", "did you mean 'embed_dim'"),
         ("--model.neuron=lfi", "neuron"),
         ("--model.args.num_heads=5", "model"),
-        ("--model.backend=cupy", "cupy"),
+        pytest.param(
+            "--model.backend=cupy",
+            "cupy",
+            marks=pytest.mark.skipif(not loader.unavailable(), reason="CuPy's kernels run here"),
+        ),
         ("--data.image_size=18", "multiple of 4"),
         ("--data.batch_size=2000", "data.batch_size"),
         ("--data.root=/data", "data.root"),
