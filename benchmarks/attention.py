@@ -44,7 +44,13 @@ def main(arguments: list[str] | None = None) -> None:
             Contender("ours, torch", partial(step, "torch")),
             Contender("ours, cupy", partial(step, "cupy")),
         ]
-        rows = compare(contenders, device, repeats=options.repeats, items=options.batch)
+        rows = compare(
+            contenders,
+            device,
+            repeats=options.repeats,
+            items=options.batch,
+            memory=not options.no_memory,
+        )
         label = (
             f"{kind} [T, B, C, H, W] = {list(shape)}, {options.heads} heads, fp32"
             f"{threads_label(device)}"

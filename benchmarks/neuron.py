@@ -52,7 +52,13 @@ def _compare(
         Contender("ours, torch", partial(step, partial(_ours, "torch"))),
         Contender("ours, cupy", partial(step, partial(_ours, "cupy"))),
     ]
-    rows = compare(contenders, device, repeats=options.repeats, items=x.numel())
+    rows = compare(
+        contenders,
+        device,
+        repeats=options.repeats,
+        items=x.numel(),
+        memory=not options.no_memory,
+    )
     label = f"LIF [T, B, C, H, W] = {list(shape)}, {options.precision}{threads_label(device)}"
     save(options.results, "neuron", label, device, arguments, {"rows": rows})
     print(f"\n{label}\n\n{report.comparison('neuron', rows)}", flush=True)

@@ -18,6 +18,9 @@ def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--threads", type=int, help="of PyTorch on the CPU; its own choice if absent")
     made.add_argument("--repeats", type=int, default=repeats, help="timed rounds")
+    made.add_argument(
+        "--no_memory", action="store_true", help="time only; on the CPU memory takes a new process"
+    )
     made.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     return made
 

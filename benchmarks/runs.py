@@ -32,6 +32,7 @@ def compare_networks(
             contenders(setting, step, compiled=options.compile, folded=benchmark == "inference"),
             device,
             repeats=options.repeats,
+            memory=not options.no_memory,
             items=batch,
         )
         if benchmark == "train":

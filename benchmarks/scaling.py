@@ -5,6 +5,7 @@ memory figure of QKFormer's paper (arXiv 2403.16552). SSA in both orders: q (k^T
 in N, and (q k^T) v, which stores the N x N map.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -67,8 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     points = []
     for axis in "NTDB":
         for value in getattr(options, axis):
-            points += _measure(axis, base | {axis: value}, device, options.repeats)
-    if device.type == "cpu":
+            points += _measure(axis, base | {axis: value}, device, options)
+    if device.type == "cpu" and not options.no_memory:
         _add_cpu_peaks(points, device)
     fixed = ", ".join(f"{axis} = {value}" for axis, value in base.items())
     label = f"one head, fp32, forward; where not varied {fixed}{threads_label(device)}"
@@ -80,10 +81,13 @@ def main(arguments: list[str] | None = None) -> None:
         plot_scaling(points, options.results / f"{slug(machine_name(device))}-scaling.png")
 
 
-def _measure(axis: str, sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
+def _measure(
+    axis: str, sizes: Sizes, device: torch.device, options: argparse.Namespace
+) -> list[dict]:
     contenders = [Contender(kind, partial(_step, kind, sizes, device)) for kind in KINDS]
-    on_gpu = device.type == "cuda"  # on the CPU, memory is measured for all points together
-    rows = compare(contenders, device, repeats=repeats, items=sizes["B"], memory=on_gpu)
+    # on the CPU, memory is measured for all points together
+    memory = device.type == "cuda" and not options.no_memory
+    rows = compare(contenders, device, repeats=options.repeats, items=sizes["B"], memory=memory)
     kept = ("seconds", "peak_mib", "not_measured")
     return [
         {"axis": axis, "kind": row["name"], **sizes} | {k: row[k] for k in kept if k in row}

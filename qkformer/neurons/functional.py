@@ -90,9 +90,9 @@ class _SpikeSequence(torch.autograd.Function):
         order = _memory_order(x)
         rows = _rows(x, order)
         spikes = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        for currents, fired in _pieces(rows, spikes):
-            u = torch.full_like(currents[0], -v_reset, dtype=membrane_dtype(x.dtype))
-            drive = torch.empty_like(u)
+        for scratch, currents, fired in _pieces(2, rows, spikes):
+            u, drive = scratch.unbind()
+            u.fill_(-v_reset)
             for t in range(len(x)):
                 _charge(u, currents[t], reciprocal_tau, v_reset, drive=drive, out=u)
                 torch.le(u, -v_threshold, out=fired[t])
@@ -107,15 +107,18 @@ class _SpikeSequence(torch.autograd.Function):
         order = _memory_order(x)
         rows, grad_spikes = _rows(x, order), _rows(grad_spikes, order)
         grad_x = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        T = len(x)
+        lines = T + 1 + (T if learned else 1)
         grads_tau = [
             _backward(*piece, reciprocal_tau, *ctx.constants)
-            for piece in _pieces(rows, grad_spikes, grad_x)
+            for piece in _pieces(lines, rows, grad_spikes, grad_x)
         ]
         grad_tau = sum(grads_tau) if learned else None
         return _like(grad_x, x, order), grad_tau, None, None, None
 
 
 def _backward(
+    scratch: Tensor,
     x: Tensor,
     grad_spikes: Tensor,
     grad_x: Tensor,
@@ -126,11 +129,12 @@ def _backward(
 ) -> Tensor | None:
     """Write the gradient of x [T, n] to ``grad_x``; return that of a learned 1 / tau, or None."""
     learned = isinstance(reciprocal_tau, Tensor)
-    u, drives = _membrane(x, reciprocal_tau, v_threshold, v_reset)
+    u, line, drives = scratch[: len(x)], scratch[len(x)], scratch[len(x) + 1 :]
+    _membrane(x, reciprocal_tau, v_threshold, v_reset, u, line, drives)
     leak = 1.0 if reciprocal_tau is None else 1 - reciprocal_tau
     scale = alpha if reciprocal_tau is None else alpha * reciprocal_tau
     shift = torch.full((), alpha * v_threshold, dtype=u.dtype, device=u.device)
-    kept = torch.empty_like(u[0])
+    kept = line
     later, grad_tau = None, 0.0
     for t in reversed(range(len(x))):
         here = u[t]
@@ -149,20 +153,24 @@ def _backward(
 
 
 def _membrane(
-    x: Tensor, reciprocal_tau: float | Tensor | None, v_threshold: float, v_reset: float
-) -> tuple[Tensor, Tensor]:
-    """-v of every step before the reset, as the surrogate wants it, and what drove it: [T, n].
+    x: Tensor,
+    reciprocal_tau: float | Tensor | None,
+    v_threshold: float,
+    v_reset: float,
+    u: Tensor,
+    after_reset: Tensor,
+    drives: Tensor,
+) -> None:
+    """Fill ``u`` [T, n] with -v of every step before the reset, as the surrogate wants it.
 
-    Only a learned 1 / tau has a use for the latter; for the others it has one step, overwritten.
+    ``drives`` gets what drove it: every step's, which a learned 1 / tau has a use for, or, where it
+    has one line, nothing to keep. ``after_reset`` [n] is where it works.
     """
-    steps = len(x) if isinstance(reciprocal_tau, Tensor) else 1
-    u = torch.empty(x.shape, dtype=membrane_dtype(x.dtype), device=x.device)
-    drives = torch.empty_like(u[:steps])
-    start = torch.full_like(u[0], -v_reset)
+    after_reset.fill_(-v_reset)
     for t in range(len(x)):
-        _charge(start, x[t], reciprocal_tau, v_reset, drive=drives[t % steps], out=u[t])
-        torch.threshold(u[t], -v_threshold, -v_reset, out=start)
-    return u, drives
+        drive = drives[t % len(drives)]
+        _charge(after_reset, x[t], reciprocal_tau, v_reset, drive=drive, out=u[t])
+        torch.threshold(u[t], -v_threshold, -v_reset, out=after_reset)
 
 
 def _charge(
@@ -202,12 +210,18 @@ def _like(rows: Tensor, x: Tensor, order: list[int]) -> Tensor:
     return rows.view(len(x), *shape).permute(0, *(order.index(i) + 1 for i in range(1, x.ndim)))
 
 
-def _pieces(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _pieces(lines: int, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """[T, n] cut across n into what stays in a CPU core's cache through all time steps.
 
+    With each piece comes room for ``lines`` time steps of it, the same memory for all pieces.
     Fewer and longer pieces wait less often for all threads, shorter ones fit smaller caches.
     """
-    if rows[0].device.type != "cpu" or torch.compiler.is_compiling():
-        return iter([rows])
-    length = 2 * GRAIN_SIZE * torch.get_num_threads()
-    return zip(*(r.split(length, dim=1) for r in rows), strict=True)
+    n = rows[0].shape[1]
+    length = max(n, 1)
+    if rows[0].device.type == "cpu" and not torch.compiler.is_compiling():
+        length = 2 * GRAIN_SIZE * torch.get_num_threads()
+    dtype = membrane_dtype(rows[0].dtype)
+    scratch = torch.empty(lines * min(n, length), dtype=dtype, device=rows[0].device)
+    for piece in zip(*(r.split(length, dim=1) for r in rows), strict=True):
+        m = piece[0].shape[1]
+        yield scratch[: lines * m].view(lines, m), *piece
