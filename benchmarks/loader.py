@@ -110,17 +110,17 @@ def write_images(root: Path, count: int) -> list[Path]:
         folder.mkdir(parents=True)
         for i in range(images):
             files.append(folder / f"{i}.JPEG")
-            _photograph(rng).save(files[-1], "JPEG", quality=90)
+            _photograph(rng).save(files[-1], "JPEG", quality=95)
     return files[:count]
 
 
 def _photograph(rng: np.random.Generator) -> Image.Image:
     width, height = SIZE
     total = np.full((height, width, 3), 128.0)
-    for cells in (4, 8, 16, 32, 64, 128, 500):
+    for cells in (4, 8, 16, 32, 64, 128, 256, 500):
         grid = rng.integers(0, 256, (cells * height // width + 1, cells, 3), dtype=np.uint8)
         octave = np.asarray(Image.fromarray(grid).resize(SIZE, Image.Resampling.BICUBIC), float)
-        total += (octave - 128) * 1.4 / cells**0.5
+        total += (octave - 128) * 1.4 / cells**0.45
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
