@@ -143,13 +143,13 @@ def cpu_peaks(
     os.environ.update(threshold)
     try:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(_peaks_here, (list(makes), torch.get_num_threads()))
+            return pool.apply(_peaks_here, (list(makes), torch.get_num_threads(), own_pages))
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _peaks_here(makes: list[Callable[[], Step]], threads: int) -> list[float | None]:
+def _peaks_here(makes: list[Callable[[], Step]], threads: int, warm_up: bool) -> list[float | None]:
     torch.set_num_threads(threads)
     status = Path("/proc/self/status")
     if not status.exists():
@@ -157,6 +157,8 @@ def _peaks_here(makes: list[Callable[[], Step]], threads: int) -> list[float | N
     peaks = []
     for make in makes:
         step = make()
+        if warm_up:  # libraries set themselves up; where nothing is left, that does not hide memory
+            step()
         # getrusage's peak is inherited from the process that started this one, and never falls
         Path("/proc/self/clear_refs").write_text("5")
         start = _kib(status, "VmRSS")
