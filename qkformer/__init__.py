@@ -1,6 +1,7 @@
 """QKFormer and its relatives: spiking vision transformers for research and training."""
 
 from qkformer.checkpoint import CheckpointError, load_checkpoint, released_state_dict
+from qkformer.inference import fuse_for_inference
 from qkformer.models import create_model, list_models
 
 __version__ = "0.1.0"
@@ -9,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "__version__",
     "create_model",
+    "fuse_for_inference",
     "list_models",
     "load_checkpoint",
     "released_state_dict",

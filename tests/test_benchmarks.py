@@ -1,0 +1,129 @@
+"""Every benchmark in its smallest configuration, and tables that say what the results say."""
+
+import importlib
+import json
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TINY = "--size 32 --model_args '{embed_dim: 32, num_heads: 2, depths: [1, 1, 1]}' --no_memory"
+ARGUMENTS = {
+    "train": f"{TINY} --batch 2",
+    "inference": f"{TINY} --precision bf16",
+    "neuron": "--T 2 --shape 1,4,3,3",
+    "attention": "--kinds QKTA SSA --dim 16 --heads 2 --side 4 --no_memory",
+    "scaling": "--N 16 64 --T 2 --D 8 --B 1 --base 1,1,8,16 --no_plot --no_memory",
+    "loader": "--images 8 --workers 0 1",
+}
+PEERS = {"train": 2, "inference": 2, "neuron": 1, "attention": 1}
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    """As `python -m benchmarks.train` finds them; and one thread as before behind it."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def module(name: str):
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def run(name: str, folder: Path, arguments: str) -> dict:
+    common = ["--device", "cpu", "--repeats", "2", "--results", str(folder)]
+    module(name).main([*common, *shlex.split(arguments)])
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_measures_and_keeps_what_it_measured(name, tmp_path, capsys):
+    results = run(name, tmp_path, ARGUMENTS[name])
+    printed = capsys.readouterr().out
+    assert results["machine"]
+    for label, result in results[name].items():
+        assert label in printed
+        assert f"python -m benchmarks.{name} --device cpu" in result["command"]
+        assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
+        assert {"date", "commit", "device", "threads", "platform", "load"} <= result.keys()
+        rows = result["points" if name == "scaling" else "rows"]
+        measured = [row for row in rows if "not_measured" not in row]
+        assert {row["name"] for row in rows if row not in measured} <= {"ours, cupy"}
+        for row in measured:
+            assert 0 < row["seconds"]["q1"] <= row["seconds"]["median"] <= row["seconds"]["q3"]
+        if name in PEERS:
+            check_comparison(measured, PEERS[name], memory="--no_memory" not in ARGUMENTS[name])
+
+
+def check_comparison(rows: list[dict], peers: int, memory: bool) -> None:
+    assert [row["name"].startswith("SpikingJelly") for row in rows].count(True) == peers
+    assert rows[0]["ratio"] == {"q1": 1, "median": 1, "q3": 1}
+    for row in rows:
+        assert row["per_second"] > 0
+        assert row["ratio"]["q1"] <= row["ratio"]["median"] <= row["ratio"]["q3"]
+        assert ({"saved_mib", "peak_mib"} <= row.keys()) == memory
+
+
+def test_what_has_no_peer_says_so(tmp_path):
+    events = "--model qkformer_2_256 --model_args '{embed_dim: 32, num_heads: 2, T: 2}'"
+    arguments = f"{events} --size 32 --no_memory"
+    result = next(iter(run("inference", tmp_path, arguments)["inference"].values()))
+    assert result["rows"][0]["not_measured"] == "SpikingJelly has no qkformer_2_256"
+    assert "seconds" in result["rows"][2]
+    assert "ratio" not in result["rows"][2]
+    table = module("report").report(tmp_path)
+    assert "not measured: SpikingJelly has no qkformer_2_256" in table
+    assert "**Not measured on a GPU.**" in table
+    assert "### train\n\nNot measured on this machine." in table
+
+
+def test_a_plot_of_scaling(tmp_path):
+    pytest.importorskip("matplotlib", reason="comes with the extra: benchmark")
+    run("scaling", tmp_path, ARGUMENTS["scaling"].replace("--no_plot", ""))
+    (plot,) = tmp_path.glob("*-scaling.png")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_step_saves_each_storage_once_and_no_parameter():
+    measure = module("measure")
+    weight = torch.ones(8, 8, requires_grad=True)
+    x = torch.ones(4, 8)
+
+    def step():
+        y = x @ weight  # keeps x and, as a parameter, the weight
+        (y * y).sum().backward()  # keeps y twice
+
+    assert measure.saved_for_backward(step) == 4 * (x.numel() + x.numel())
+
+
+def test_peak_memory_is_that_of_the_step():
+    measure = module("measure")
+    peaks = measure.cpu_peaks([partial(allocating, 8), partial(allocating, 64)], own_pages=True)
+    if None in peaks:
+        pytest.skip("this system does not say")
+    assert peaks == pytest.approx([8, 64], abs=4)
+
+
+def allocating(mebibytes: int):
+    return lambda: torch.zeros(mebibytes, 2**18).add_(1).sum().item()
+
+
+def test_tables_of_the_readme_are_those_of_the_results():
+    report = module("report")
+    text = report.README.read_text()
+    tables = text.partition(report.BEGIN)[2].partition(report.END)[0]
+    assert tables.strip() == report.report(report.RESULTS)
+
+
+def test_ceilings_are_for_published_models_on_one_gpu():
+    share = module("roofline").share
+    assert share("qkformer_10_384", 224, 4, "NVIDIA H200", 2107) == 1
+    assert share("qkformer_10_384", 224, 1, "NVIDIA H200", 2107) is None
+    assert share("qkformer_10_384", 224, 4, "NVIDIA H100", 2107) is None
+    assert share("maxformer_10_384", 224, 4, "NVIDIA H200", 2107) is None
