@@ -24,7 +24,7 @@ def project(layers: Sequence[ConvBNNeuron], x: Tensor) -> Sequence[Tensor]:
     Returns:
         [T, B, C', H, W] of every layer.
     """
-    if not _alike(layers) or not all(_fuses(layer, x) for layer in layers):
+    if not all(_fuses(layer, x) for layer in layers) or not _alike(layers):
         return [layer(x) for layer in layers]
     convs = [layer.conv for layer in layers]
     bias = None if convs[0].bias is None else torch.cat([conv.bias for conv in convs])
