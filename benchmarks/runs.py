@@ -27,9 +27,7 @@ def compare_networks(
     """
     device = set_up(options)
     if options.to_memory_limit and device.type == "cpu":
-        raise SystemExit(
-            "--to_memory_limit is for GPUs: on a CPU it would fill the machine"
-        )
+        raise SystemExit("--to_memory_limit is for GPUs: on a CPU it would fill the machine")
     for batch in _batches(options):
         setting = _setting(options, batch, device)
         rows = compare(
