@@ -60,21 +60,12 @@ def compare(
         other programs take is not in it), peak_mib, saved_mib, launches; or of name and
         not_measured, the reason.
     """
-    steps, rows = {}, {contender.name: {"name": contender.name} for contender in contenders}
-    for contender in contenders:
-        try:
-            if contender.missing is None:
-                step = contender.make()
-                step()
-                steps[contender.name] = step
-            else:
-                rows[contender.name]["not_measured"] = contender.missing
-        except (RuntimeError, ImportError) as error:  # no memory, no kernels, no compiler
-            rows[contender.name]["not_measured"] = _first_line(error)
+    steps, reasons = _ready(contenders)
+    rows = {name: {"name": name, "not_measured": reason} for name, reason in reasons.items()}
     wall, cpu = _timed_in_turns(steps, device, repeats)
     first = contenders[0].name
     for name, step in steps.items():
-        row = rows[name] | {"seconds": spread(wall[name]), "per_second": None}
+        row = {"name": name, "seconds": spread(wall[name])}
         row["per_second"] = items / row["seconds"]["median"]
         if first in steps:
             row["ratio"] = spread(_ratios(wall[first], wall[name]))
@@ -88,9 +79,9 @@ def compare(
     steps.clear()
     if memory and device.type == "cpu":
         for contender in contenders:
-            if "seconds" in rows[contender.name]:
+            if contender.name not in reasons:
                 rows[contender.name]["peak_mib"] = cpu_peaks([contender.make])[0]
-    return list(rows.values())
+    return [rows[contender.name] for contender in contenders]
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
@@ -147,6 +138,22 @@ def cpu_peaks(
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def _ready(contenders: Sequence[Contender]) -> tuple[dict[str, Step], dict[str, str]]:
+    """Steps that have run once, and why the others cannot."""
+    steps, reasons = {}, {}
+    for contender in contenders:
+        if contender.missing is not None:
+            reasons[contender.name] = contender.missing
+            continue
+        try:
+            step = contender.make()
+            step()
+            steps[contender.name] = step
+        except (RuntimeError, ImportError) as error:  # no memory, no kernels, no compiler
+            reasons[contender.name] = _first_line(error)
+    return steps, reasons
 
 
 def _peaks_here(makes: list[Callable[[], Step]], threads: int, warm_up: bool) -> list[float | None]:

@@ -37,8 +37,12 @@ def plot_scaling(points: Sequence[dict], path: Path) -> None:
                 axes.loglog(
                     *zip(*measured, strict=True) if measured else ([], []), "o-", label=kind
                 )
+            sizes = sorted({point[axis] for point in points if point["axis"] == axis})
+            axes.set_xticks(sizes, map(str, sizes), fontsize="small")
+            axes.minorticks_off()
             axes.set_xlabel(NAMES[axis])
             axes.grid(alpha=0.3)
         row[0].set_ylabel(quantity)
-    grid[0][0].legend(fontsize="x-small")
+    lines, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=len(kinds), fontsize="small")
     figure.savefig(path, dpi=100)

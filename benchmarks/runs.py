@@ -26,6 +26,8 @@ def compare_networks(
         arguments: The command line.
     """
     device = set_up(options)
+    if options.to_memory_limit and device.type == "cpu":
+        raise SystemExit("--to_memory_limit is for GPUs: on a CPU it would fill the machine")
     for batch in _batches(options):
         setting = _setting(options, batch, device)
         rows = compare(

@@ -127,3 +127,8 @@ def test_ceilings_are_for_published_models_on_one_gpu():
     assert share("qkformer_10_384", 224, 1, "NVIDIA H200", 2107) is None
     assert share("qkformer_10_384", 224, 4, "NVIDIA H100", 2107) is None
     assert share("maxformer_10_384", 224, 4, "NVIDIA H200", 2107) is None
+
+
+def test_the_memory_limit_of_a_cpu_is_not_looked_for(tmp_path):
+    with pytest.raises(SystemExit, match="for GPUs"):
+        run("train", tmp_path, f"{ARGUMENTS['train']} --to_memory_limit")
