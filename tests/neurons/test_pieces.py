@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qkformer.neurons import IF, LIF, PLIF, functional, reference
+from qkformer.neurons import IF, LIF, PLIF, reference, sequence
 
 N = 150_001  # elements of a time step
 
@@ -11,7 +11,7 @@ N = 150_001  # elements of a time step
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
     """Several pieces, and a last one of another length, on any number of threads."""
-    monkeypatch.setattr(functional, "GRAIN_SIZE", 20_000 // torch.get_num_threads())
+    monkeypatch.setattr(sequence, "GRAIN_SIZE", 20_000 // torch.get_num_threads())
 
 
 def layouts() -> dict[str, torch.Tensor]:
