@@ -22,7 +22,7 @@ from qkformer.training import run, session
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 # passes --local-rank=N to the script
-LAUNCH = ["-m", "torch.distributed.launch", "--nproc_per_node=2", "--master_port=29765"]
+LAUNCH = ["-m", "torch.distributed.launch", "--standalone", "--nproc_per_node=2"]
 IMAGENET = {
     "data.image_size": 64,
     "model.args": "{embed_dim: 48, num_heads: 2, depths: [1, 1, 1]}",

@@ -119,7 +119,7 @@ def data_root(config: DataConfig, content: str, *, must_exist: bool = True) -> P
     """
     if config.root is None:
         raise DataError(f"data.root: must be the folder with {content}, is null")
-    root = Path(config.root).expanduser()
+    root = Path(config.root).expanduser().absolute()
     if must_exist and not root.is_dir():
         raise DataError(f"data.root: there is no folder {root}; expected is one with {content}")
     return root
