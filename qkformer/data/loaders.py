@@ -160,17 +160,16 @@ def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
         DataError: a sample could not be read under "error", or not one of a batch under "skip"; or
             a loading process died.
     """
-    batches = iter(loader)
+    batches = None
     while True:
         try:
+            batches = iter(loader) if batches is None else batches
             batch = next(batches, None)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            message = dead_worker(error)
+            if message is None:
                 raise
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"a data loading process died ({reason}); short of memory? try fewer data.workers"
-            ) from error
+            raise DataError(message) from error
         if batch is None:
             return
         if batch.damaged and (on_damaged == "error" or batch.samples is None):
@@ -179,6 +178,17 @@ def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
             others = f"; likewise {more} more of this batch" if more else ""
             raise DataError(f"cannot read {batch.damaged[0]}{others}{remedy}")
         yield batch
+
+
+def dead_worker(error: RuntimeError) -> str | None:
+    """What to say where a loading process died; None for other errors.
+
+    PyTorch raises this wherever the program happens to be when the signal arrives.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    reason = " ".join(str(error).split())
+    return f"a data loading process died ({reason}); short of memory? try fewer data.workers"
 
 
 def collate(samples: list[tuple[Tensor, int] | Damaged]) -> Batch:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qkformer.checkpoint.io import CheckpointError
+from qkformer.data.loaders import dead_worker
 from qkformer.data.source import DataError
 from qkformer.training.cli import parse_test, parse_train
 from qkformer.training.config import ConfigError
@@ -56,10 +57,10 @@ def _errors_in_one_line(if_interrupted: str) -> Iterator[None]:
     except KeyboardInterrupt:
         _exit(INTERRUPTED, f"interrupted; {if_interrupted}")
     except RuntimeError as error:
-        lost = _lost_process(error)
-        if not lost:
+        dead, lost = dead_worker(error), _lost_process(error)
+        if not dead and not lost:
             raise
-        _exit(FAILED, f"error: {lost}")
+        _exit(WRONG if dead else FAILED, f"error: {dead or lost}")
 
 
 def _exit(status: int, message: str) -> None:
