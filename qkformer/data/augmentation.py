@@ -1,6 +1,7 @@
 """The `augmentation` section of a configuration: what is done to training samples."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 
@@ -49,7 +50,7 @@ class AugmentationConfig:
             raise ValueError(
                 f"erasing_mode: must be const, rand or pixel, got {self.erasing_mode!r}"
             )
-        for key, most in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+        for key, most in (("crop_scale", 1.0), ("crop_ratio", sys.float_info.max)):
             pair = getattr(self, key)
             if pair is not None and not 0 < pair[0] <= pair[1] <= most:
                 raise ValueError(f"{key}: must be [least, most] above 0, got {list(pair)}")
