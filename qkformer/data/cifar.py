@@ -87,8 +87,8 @@ def _cifar(config: DataConfig, files: type[CIFAR10], labels: str, num_classes: i
         )
     elif unknown:
         raise DataError(
-            f"data.root: damaged: {some_of(unknown)} in {folder}, by their md5 sums; remove them, "
-            "and --data.download true fetches them again"
+            f"data.root: damaged: {some_of(sorted(unknown))} in {folder}, by their md5 sums; "
+            "remove them, and --data.download true fetches them again"
         )
     return ImageData(*parts, num_classes, CIFAR_MEAN, CIFAR_STD)
 
@@ -101,8 +101,9 @@ def _unpack(root: Path, files: type[CIFAR10], download: bool) -> None:
     """Fetch the archive where that is allowed, and unpack what is missing."""
     folder, archive = root / files.base_folder, root / files.filename
     if not download and not archive.is_file():
+        missing = some_of(sorted(_missing(folder, files)))
         raise DataError(
-            f"data.root: no {some_of(_missing(folder, files))} in {folder}; put the folder or "
+            f"data.root: no {missing} in {folder}; put the folder or "
             f"{files.filename} there, or let --data.download true fetch it"
         )
     try:

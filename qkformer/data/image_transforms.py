@@ -13,7 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.samples import seeded
-from qkformer.data.source import DataConfig, DataError
+from qkformer.data.source import DataConfig, DataError, one_line
 
 ImageTransform = Callable[[Image.Image | Tensor], Tensor]
 
@@ -57,7 +57,7 @@ def training_transform(
     except Exception as error:  # timm raises anything, often without a word
         if policy is None:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(
             f"augmentation.auto_augment: {policy!r} is not a policy for images such as "
             f"rand-m9-mstd0.5-inc1 ({reason})"

@@ -32,7 +32,7 @@ def imagenet(config: DataConfig, *, T: int | None = None, training: bool = True)
             if alone:
                 raise DataError(
                     f"data.root: train/ and val/ in {root} differ in their class folders: "
-                    f"{len(alone)} only in {part}/: {some_of(alone)}"
+                    f"{len(alone)} only in {part}/: {some_of(sorted(alone))}"
                 )
         images = {part: _labelled_images(root / part) for part in parts}
     except OSError as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from qkformer.data.samples import Damaged
-from qkformer.data.source import DataConfig, DataError
+from qkformer.data.source import DataConfig, DataError, one_line
 
 Key = tuple[int, int]  # index of a sample, seed of its transform
 
@@ -187,7 +187,7 @@ def dead_worker(error: RuntimeError) -> str | None:
     """
     if "DataLoader worker" not in str(error):
         return None
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     return f"a data loading process died ({reason}); short of memory? try fewer data.workers"
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from qkformer.data.source import DataError
+from qkformer.data.source import DataError, one_line
 
 # What the decoders of images and of .npz files raise on files that are missing, cut off or
 # overwritten, found by overwriting some.
@@ -77,7 +77,7 @@ class Samples(Dataset):
         try:
             sample, label = self.source[index]
         except DAMAGE as error:
-            return Damaged(self._name(index), " ".join(str(error).split()) or type(error).__name__)
+            return Damaged(self._name(index), one_line(error))
         if self.transform is not None:
             with seeded(seed):
                 sample = self.transform(sample)

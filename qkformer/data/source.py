@@ -1,6 +1,6 @@
 """What a data set is: the configuration it is given and the two forms it can take."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -125,9 +125,8 @@ def data_root(config: DataConfig, content: str, *, must_exist: bool = True) -> P
     return root
 
 
-def some_of(names: Iterable[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
-    names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

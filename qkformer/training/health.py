@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from qkformer.data.source import some_of
 from qkformer.neurons import SpikingNeuron
 from qkformer.training.distributed import World
 
@@ -67,15 +68,13 @@ def by_stage(rates: dict[str, float]) -> dict[str, float]:
 
 def dead_layers(rates: dict[str, float]) -> list[str]:
     """A line for the layers that never fired, and one for those that always did."""
-    most = 3  # where all are silent, the first one tells why
     kinds = {"silent (no spike)": 0.0, "saturated (spikes only)": 1.0}
     lines = []
     for kind, dead in kinds.items():
         names = [name for name, rate in rates.items() if rate == dead]
         if names:
-            more = f" and {len(names) - most} more" if names[most:] else ""
-            named = f"{', '.join(names[:most])}{more}"
-            lines.append(f"{len(names)} of {len(rates)} neuron layers {kind}: {named}")
+            # where all are silent, the first one tells why
+            lines.append(f"{len(names)} of {len(rates)} neuron layers {kind}: {some_of(names)}")
     return lines
 
 

@@ -4,6 +4,7 @@ from torch import nn
 
 import qkformer
 from qkformer.data.registry import Data
+from qkformer.data.source import one_line
 from qkformer.training.config import Config, ConfigError
 
 
@@ -21,7 +22,7 @@ def create_model(config: Config, data: Data) -> nn.Module:
             **config.model.arguments(),
         )
     except (TypeError, ValueError, RuntimeError) as error:  # the last: a backend that cannot run
-        raise ConfigError(f"model: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"model: {one_line(error)}") from error
     if config.data.image_size % model.downsampling:
         raise ConfigError(
             f"data.image_size: must be a multiple of {model.downsampling} for "

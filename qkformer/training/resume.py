@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qkformer.checkpoint.io import CheckpointError, read_checkpoint
+from qkformer.data.source import some_of
 from qkformer.training.config import Config, ConfigError, differences
 from qkformer.training.distributed import World
 from qkformer.training.learner import Learner
@@ -54,10 +55,9 @@ def find_checkpoint(resume: str, output: Path, config: Config) -> Found | None:
     path, content = _first_intact(own if goes_on else [given])
     changed = differences(content["config"], asdict(config))
     if changed and goes_on:
-        some = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if changed[3:] else "")
         raise ConfigError(
-            f"{output} holds a run of another configuration ({some}): choose another --output, "
-            f"or go on with the changed one by --resume {path}"
+            f"{output} holds a run of another configuration ({some_of(changed)}): choose another "
+            f"--output, or go on with the changed one by --resume {path}"
         )
     return Found(path, changed)
 

@@ -110,12 +110,12 @@ class Keeper:
         """Write best.pth where the last epoch, whose weights these are, is the best so far."""
         history = self.state.history
         if not self.state.progress and history and history[-1]["epoch"] == self.state.best:
-            save_checkpoint(self._weights(), self.folder / BEST)
+            save_checkpoint(self._facts() | self.learner.weights(), self.folder / BEST)
 
     def _write_last(self, randoms: list[dict], progress: list[dict] | None) -> None:
         state = self.state
         content = (
-            self._weights()
+            self._facts()
             | self.learner.state_dict()
             | {
                 "random": randoms,
@@ -134,9 +134,10 @@ class Keeper:
         if every and not state.progress and len(state.history) % every == 0:
             save_checkpoint(content, self.folder / f"epoch-{len(state.history) - 1:04}.pth")
 
-    def _weights(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
+        """What every checkpoint says of its weights."""
         finished = self.state.history[-1] if not self.state.progress else None
-        return self.learner.weights() | {
+        return {
             "epoch": finished["epoch"] if finished else len(self.state.history),
             "acc1": finished[self.state.metric] if finished else None,
             "config": asdict(self.config),
