@@ -416,6 +416,7 @@ def test_no_shift_leaves_images_and_random_numbers_alone():
         {"erasing_mode": "noise"},
         {"crop_scale": (0.5, 1.5)},
         {"crop_ratio": (1.0, 1.0)},
+        {"crop_ratio": (1.0, float("inf")), "crop_scale": (0.5, 1.0)},
     ],
 )
 def test_impossible_values_are_refused(change):
