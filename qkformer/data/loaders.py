@@ -1,6 +1,7 @@
 """Batches whose content depends on nothing but the seed, the epoch and the position in it."""
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -164,8 +165,8 @@ def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
     while True:
         try:
             batches = iter(loader) if batches is None else batches
-            batch = next(batches, None)
-        except RuntimeError as error:
+            batch = _next(batches)
+        except (RuntimeError, ConnectionError, EOFError) as error:
             message = dead_worker(error)
             if message is None:
                 raise
@@ -180,12 +181,23 @@ def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
         yield batch
 
 
-def dead_worker(error: RuntimeError) -> str | None:
-    """What to say where a loading process died; None for other errors.
+def _next(batches: Iterator[Batch]) -> Batch | None:
+    try:
+        return next(batches, None)
+    except (ConnectionError, EOFError):
+        # The process that was to hand over this batch is gone. PyTorch's own error, which says how
+        # it ended, comes with the signal of its end: waited for, so as not to come later anywhere.
+        time.sleep(1)
+        raise
 
-    PyTorch raises this wherever the program happens to be when the signal arrives.
+
+def dead_worker(error: RuntimeError | ConnectionError | EOFError) -> str | None:
+    """What to say of an error of the loader's where a process of it died; None for other errors.
+
+    PyTorch raises a RuntimeError wherever the program happens to be when the signal arrives.
     """
-    if "DataLoader worker" not in str(error):
+    signs = ("DataLoader worker", "Pin memory thread")
+    if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in signs):
         return None
     reason = one_line(error)
     return f"a data loading process died ({reason}); short of memory? try fewer data.workers"

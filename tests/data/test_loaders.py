@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from qkformer.data.loaders import (
+    Batch,
     EvaluationBatches,
     TrainingBatches,
     dead_worker,
@@ -176,6 +177,20 @@ def test_a_loading_process_that_is_killed_is_said_to_be():
     error = died.value
     message = str(error) if isinstance(error, DataError) else dead_worker(error)
     assert message.startswith("a data loading process died")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_loading_process_killed_while_it_hands_over_a_batch_is_said_to_be(error, monkeypatch):
+    waited = []
+    monkeypatch.setattr("qkformer.data.loaders.time.sleep", waited.append)
+
+    def batches():
+        yield Batch(torch.ones(2, 1), torch.ones(2), ())
+        raise error
+
+    with pytest.raises(DataError, match="a data loading process died"):
+        list(read(batches(), "error"))
+    assert waited  # for the signal that says how it died
 
 
 def test_loading_processes_outlive_the_signals_that_stop_a_run():
