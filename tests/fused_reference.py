@@ -18,6 +18,7 @@ class Problem:
     grad: Tensor
     weight: Tensor | None
     bias: Tensor | None
+    conv_bias: Tensor | None
     running_mean: Tensor
     running_var: Tensor
     residual: Tensor | None
@@ -37,7 +38,7 @@ class Problem:
     @property
     def differentiable(self) -> dict[str, Tensor]:
         named = dict(x=self.x, weight=self.weight, bias=self.bias, learned=self.learned)
-        named["residual"] = self.residual
+        named |= dict(conv_bias=self.conv_bias, residual=self.residual)
         return {k: v.detach().requires_grad_() for k, v in named.items() if v is not None}
 
 
@@ -52,6 +53,7 @@ def random_problem(
     pool: bool = False,
     training: bool = True,
     affine: bool = True,
+    conv_bias: bool = False,
     residual: bool = False,
     seed: int = 0,
 ) -> Problem:
@@ -72,6 +74,7 @@ def random_problem(
         grad=normal(*out).to(dtype),
         weight=(normal(c) * 0.5 + 1).to(real) if affine else None,
         bias=(normal(c) * 0.3 + 0.5).to(real) if affine else None,
+        conv_bias=normal(c).to(real) if conv_bias else None,
         running_mean=normal(c).to(real),
         running_var=(normal(c).abs() + 1).to(real),
         residual=normal(*out).mul(3).round().to(dtype) if residual else None,
@@ -85,8 +88,16 @@ def random_problem(
     )
 
 
-def currents(p: Problem, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def currents(
+    p: Problem,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_bias: Tensor | None,
+) -> Tensor:
     """[T, B, C, H', W'] as it enters the neuron."""
+    if conv_bias is not None:
+        x = (x + conv_bias[:, None, None]).to(x.dtype)
     # the buffers are updated in place, so they are copies
     statistics = (p.running_mean.clone(), p.running_var.clone())
     z = F.batch_norm(x, *statistics, weight, bias, p.training, eps=p.eps)
@@ -98,7 +109,7 @@ def currents(p: Problem, x: Tensor, weight: Tensor | None, bias: Tensor | None) 
 def plain(p: Problem) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and gradients, one module after the other."""
     leaves = p.differentiable
-    z = currents(p, leaves["x"], leaves.get("weight"), leaves.get("bias"))
+    z = currents(p, leaves["x"], *(leaves.get(k) for k in ("weight", "bias", "conv_bias")))
     tau = {"reciprocal_tau": leaves["learned"]} if p.learned is not None else {}
     out = reference.spike_sequence(z, **p.neuron, **tau).flatten(0, 1)
     if p.residual is not None:
@@ -111,6 +122,7 @@ def fused(p: Problem) -> tuple[Tensor, dict[str, Tensor]]:
     leaves = p.differentiable
     if p.training:
         mean, _, invstd = ops.batch_statistics(p.x, p.eps)
+        mean = mean if p.conv_bias is None else mean + p.conv_bias
     else:
         mean, invstd = p.running_mean, (p.running_var + p.eps).rsqrt()
     tau = {"reciprocal_tau": leaves.pop("learned")} if p.learned is not None else {}
@@ -136,7 +148,7 @@ def margin(p: Problem) -> Tensor:
     neuron = dict(p.neuron)
     tau = p.learned if p.learned is not None else neuron.pop("reciprocal_tau")
     neuron.pop("reciprocal_tau", None)
-    z = currents(p, p.x, p.weight, p.bias)
+    z = currents(p, p.x, p.weight, p.bias, p.conv_bias)
     v = torch.full_like(z[0], neuron["v_reset"])
     least = torch.full_like(z[0], float("inf"))
     for current in z:
@@ -166,7 +178,7 @@ def agree(p: Problem) -> None:
     for name, gradient in grads.items():
         error = (gradient.double() - exact[name]).abs()
         scale = exact[name].abs().max().item()
-        if name == "learned":  # a sum over all neurons, whose terms nearly cancel
+        if name in ("learned", "conv_bias"):  # sums over neurons, whose terms nearly cancel
             scale += exact["x"].abs().sum().item()
         # what reaches every element through the sums of BatchNorm, and the element's own rounding
         assert error.max() <= (100 * unit + last_place) * (scale + 1e-3), name

@@ -67,14 +67,16 @@ class ConvBNNeuron(nn.Module):
         if steps > len(x) and isinstance(self.bn, nn.SyncBatchNorm):
             x = x.expand(steps, *x.shape[1:])  # its sample count is known to the other ranks only
         fold, repeats = x.shape[:2], steps // len(x)
-        y = self.conv(x.flatten(0, 1))
-        if fused.fuses(self.bn, self.neuron, y):
-            options = dict(steps=steps, pool=self.pool == "before", repeats=repeats)
+        x = x.flatten(0, 1)
+        if fused.fuses(self.bn, self.neuron, x):
+            y, bias = fused.convolve(self.conv, x)
+            options = dict(conv_bias=bias, steps=steps, repeats=repeats)
+            options["pool"] = self.pool == "before"
             if self.pool != "after":
                 return fused.bn_neuron(self.bn, self.neuron, y, residual=residual, **options)
             y = fused.bn_neuron(self.bn, self.neuron, y, **options)
         else:
-            y = self._batch_norm(y, repeats)
+            y = self._batch_norm(self.conv(x), repeats)
             if self.pool == "before":
                 y = _max_pool(y)
             y = y.unflatten(0, fold)

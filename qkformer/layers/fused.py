@@ -17,26 +17,37 @@ from qkformer.neurons.cuda.token_mask import token_mask
 from qkformer.neurons.functional import resolve_backend
 
 
-def fuses(bn: nn.Module, neuron: nn.Module | None, y: Tensor) -> bool:
-    """Whether :func:`bn_neuron` can stand for ``neuron(bn(y))``.
+def fuses(bn: nn.Module, neuron: nn.Module | None, x: Tensor) -> bool:
+    """Whether :func:`bn_neuron` can stand for ``neuron(bn(y))`` behind a convolution of ``x``.
 
     It cannot for other norms (SyncBatchNorm's statistics are other ranks' too), neurons of other
     kinds or in single-step mode, where hooks want to see what is in between, and where the
     neuron's backend is not CuPy's.
 
     Args:
-        y: [N, C, H, W], the convolution's output.
+        bn: an Identity is one that was folded into the convolution.
+        x: [N, C, H, W].
 
     Raises:
         RuntimeError: the neuron's backend is "cupy" and cannot run.
     """
     return (
-        type(bn) is nn.BatchNorm2d
+        type(bn) in (nn.BatchNorm2d, nn.Identity)
         and not hooked(bn)
-        and y.numel() > 0
-        and not (_takes_batch_statistics(bn) and y.numel() == y.shape[1])  # BatchNorm's own error
-        and _in_kernels(neuron, y)
+        and x.numel() > 0
+        and _in_kernels(neuron, x)
     )
+
+
+def convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The convolution without its bias, and the bias, for the kernel behind it to add on its way.
+
+    Added by the convolution, it costs a pass over the output, and another for its gradient. So it
+    is where nothing else is possible: a convolution of another kind, or hooks on it.
+    """
+    if conv.bias is None or type(conv) is not nn.Conv2d or hooked(conv):
+        return conv(x), None
+    return conv._conv_forward(x, conv.weight, None), conv.bias
 
 
 def bn_neuron(
@@ -45,6 +56,7 @@ def bn_neuron(
     y: Tensor,
     *,
     steps: int,
+    conv_bias: Tensor | None = None,
     pool: bool = False,
     repeats: int = 1,
     residual: Tensor | None = None,
@@ -52,9 +64,11 @@ def bn_neuron(
     """``neuron(bn(y))`` over time, with ``bn``'s running statistics updated as by its forward.
 
     Args:
+        bn: BatchNorm, or Identity.
         y: [T * B, C, H, W], or [B, C, H, W] with ``repeats`` = T for an input that is the same at
             every time step; the running variance then counts each sample T times.
         steps: T.
+        conv_bias: [C], added to ``y`` in front of ``bn``, see :func:`convolve`.
         pool: a max pool of kernel 3, stride 2 and padding 1 stands between the two.
         residual: [T, B, C, H', W'], added to the spikes.
 
@@ -66,7 +80,7 @@ def bn_neuron(
         added, residual = residual.flatten(0, 1), None
     spikes = ops.bn_neuron(
         y,
-        **_norm([bn], y, repeats),
+        **_norm([bn], y, conv_bias, repeats),
         **constants(neuron),
         residual=added,
         steps=steps,
@@ -77,7 +91,12 @@ def bn_neuron(
 
 
 def bn_neurons(
-    bns: Sequence[nn.BatchNorm2d], neuron: SpikingNeuron, y: Tensor, *, steps: int
+    bns: Sequence[nn.BatchNorm2d],
+    neuron: SpikingNeuron,
+    y: Tensor,
+    *,
+    steps: int,
+    conv_bias: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """``neuron(bn(share))`` for each of several BatchNorms and its share of the channels of ``y``.
 
@@ -86,12 +105,14 @@ def bn_neurons(
         neuron: stands for one of its kind behind each.
         y: [T * B, n C, H, W].
         steps: T.
+        conv_bias: [n C], as for :func:`bn_neuron`.
 
     Returns:
         n times [T, B, C, H, W], contiguous or channels last as ``y``.
     """
     n = len(bns)
-    spikes = ops.bn_neuron(y, **_norm(bns, y), **constants(neuron), steps=steps, splits=n)
+    norm = _norm(bns, y, conv_bias)
+    spikes = ops.bn_neuron(y, **norm, **constants(neuron), steps=steps, splits=n)
     return spikes.unflatten(0, (n, steps, -1)).unbind()
 
 
@@ -120,12 +141,26 @@ def _in_kernels(neuron: nn.Module | None, x: Tensor) -> bool:
     )
 
 
-def _norm(bns: Sequence[nn.BatchNorm2d], y: Tensor, repeats: int = 1) -> dict[str, Any]:
+def _norm(
+    bns: Sequence[nn.BatchNorm2d | nn.Identity],
+    y: Tensor,
+    conv_bias: Tensor | None,
+    repeats: int = 1,
+) -> dict[str, Any]:
     """BatchNorms side by side as the kernels know them; running statistics are updated."""
-    batch_statistics = _takes_batch_statistics(bns[0])
+    if isinstance(bns[0], nn.Identity):
+        return dict(mean=None, invstd=None, conv_bias=conv_bias, batch_statistics=False)
+    batch_statistics = bns[0].training or bns[0].running_mean is None
     if batch_statistics:
+        values = y.numel() // y.shape[1]
+        if values == 1:
+            raise ValueError(
+                f"BatchNorm needs more than 1 value per channel in training, got {tuple(y.shape)}"
+            )
         mean, variance, invstd = ops.batch_statistics(y.detach(), bns[0].eps)
-        count = y.numel() // y.shape[1] * repeats
+        if conv_bias is not None:
+            mean = mean + conv_bias.detach()
+        count = values * repeats
         unbiased = variance * (count / (count - 1))
         shares = zip(bns, mean.chunk(len(bns)), unbiased.chunk(len(bns)), strict=True)
         for bn, *statistics in shares:
@@ -139,16 +174,13 @@ def _norm(bns: Sequence[nn.BatchNorm2d], y: Tensor, repeats: int = 1) -> dict[st
         invstd=invstd,
         weight=_joined([bn.weight for bn in bns]),
         bias=_joined([bn.bias for bn in bns]),
+        conv_bias=conv_bias,
         batch_statistics=batch_statistics,
     )
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
     return tensors[0] if len(tensors) == 1 or tensors[0] is None else torch.cat(tensors)
-
-
-def _takes_batch_statistics(bn: nn.BatchNorm2d) -> bool:
-    return bn.training or bn.running_mean is None
 
 
 @torch.no_grad()

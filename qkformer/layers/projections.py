@@ -28,8 +28,9 @@ def project(layers: Sequence[ConvBNNeuron], x: Tensor) -> Sequence[Tensor]:
         return [layer(x) for layer in layers]
     convs = [layer.conv for layer in layers]
     bias = None if convs[0].bias is None else torch.cat([conv.bias for conv in convs])
-    y = F.conv2d(x.flatten(0, 1), torch.cat([conv.weight for conv in convs]), bias)
-    return fused.bn_neurons([layer.bn for layer in layers], layers[0].neuron, y, steps=len(x))
+    y = F.conv2d(x.flatten(0, 1), torch.cat([conv.weight for conv in convs]))
+    bns = [layer.bn for layer in layers]
+    return fused.bn_neurons(bns, layers[0].neuron, y, steps=len(x), conv_bias=bias)
 
 
 def _fuses(layer: ConvBNNeuron, x: Tensor) -> bool:
@@ -47,5 +48,7 @@ def _alike(layers: Sequence[ConvBNNeuron]) -> bool:
 def _traits(layer: ConvBNNeuron) -> tuple:
     conv, bn = layer.conv, layer.bn
     of_conv = (conv.kernel_size, conv.stride, conv.groups, conv.out_channels, conv.bias is None)
-    of_norm = (bn.eps, bn.training, bn.running_mean is None, bn.weight is None)
+    of_norm = (type(bn),)
+    if isinstance(bn, nn.BatchNorm2d):
+        of_norm = (bn.eps, bn.training, bn.running_mean is None, bn.weight is None)
     return (*of_conv, *of_norm, *fused.constants(layer.neuron).values())

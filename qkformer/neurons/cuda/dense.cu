@@ -12,7 +12,7 @@ extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __res
     const Neuron neuron = NEURON;
     const Layout layout = {channels, inner};
     Norm norm[VEC];
-    layout.read(norm, layout.channel(i), weight, bias, mean, invstd);
+    layout.read(norm, layout.channel(i), NORM);
     const Output output(layout, splits, packs, steps, i);
     Pack stored;
     run(neuron, steps,
@@ -44,7 +44,7 @@ extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __rest
     const Layout layout = {channels, inner};
     const Share share(layout, thread, per_group);
     Norm norm[VEC];
-    layout.read(norm, share.channel(layout), weight, bias, mean, invstd);
+    layout.read(norm, share.channel(layout), NORM);
     Sums sums;
     Past past(work, thread, threads, steps);
     for (unsigned e = share.first; e < packs / share.groups; e += share.stride) {
@@ -86,7 +86,7 @@ extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __re
     for (unsigned i = thread; i < packs; i += threads) {
         const unsigned channel = layout.channel(i);
         Norm norm[VEC];
-        layout.read(norm, channel, weight, bias, mean, invstd);
+        layout.read(norm, channel, NORM);
         NormGradient norm_gradient[VEC];
 #pragma unroll
         for (int lane = 0; lane < VEC; ++lane)

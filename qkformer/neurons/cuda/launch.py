@@ -39,12 +39,14 @@ class Neuron:
 
 @dataclass(frozen=True)
 class Norm:
-    """BatchNorm: weight, bias, mean and 1 / sqrt(var + eps), [C] each, in the membrane's dtype."""
+    """BatchNorm: weight, bias, mean and 1 / sqrt(var + eps); the bias of the convolution in front
+    where ``y`` is without it, though ``mean`` is not. [C] each, in the membrane's dtype."""
 
     weight: Tensor | None = None
     bias: Tensor | None = None
     mean: Tensor | None = None
     invstd: Tensor | None = None
+    conv_bias: Tensor | None = None
 
 
 @dataclass
@@ -103,7 +105,8 @@ class Call:
 
     def norm_args(self) -> list:
         norm = self.norm
-        return [pointer(t) for t in (norm.weight, norm.bias, norm.mean, norm.invstd)]
+        tensors = (norm.weight, norm.bias, norm.mean, norm.invstd, norm.conv_bias)
+        return [pointer(t) for t in tensors]
 
     def neuron_args(self) -> list:
         neuron, real = self.neuron, self.real

@@ -1,13 +1,16 @@
 // BatchNorm's affine map in front of the neuron, and what its gradient needs.
 
-// Any of the four may be null: a neuron alone is one with the identity in front.
+// Any of the five may be null: a neuron alone is one with the identity in front. `conv_bias` is that
+// of the convolution, which left it out; `mean` is of values that have it.
 #define NORM_ARGUMENTS                                                                       \
-    const real* weight, const real* bias, const real* mean, const real* invstd
+    const real* weight, const real* bias, const real* mean, const real* invstd,              \
+        const real* conv_bias
+#define NORM weight, bias, mean, invstd, conv_bias
 
 struct Norm {
     real center, invstd, scale, shift;
     __device__ __forceinline__ void read(NORM_ARGUMENTS, unsigned channel) {
-        center = mean ? mean[channel] : real(0);
+        center = minus(mean ? mean[channel] : real(0), conv_bias ? conv_bias[channel] : real(0));
         this->invstd = invstd ? invstd[channel] : real(1);
         scale = times(weight ? weight[channel] : real(1), this->invstd);
         shift = bias ? bias[channel] : real(0);
@@ -46,10 +49,10 @@ struct Layout {
         return channels_last() ? pack * VEC % channels : pack * VEC / inner % channels;
     }
     __device__ __forceinline__ void read(Norm* norm, unsigned channel, NORM_ARGUMENTS) const {
-        norm[0].read(weight, bias, mean, invstd, channel);
+        norm[0].read(NORM, channel);
 #pragma unroll
         for (int lane = 1; lane < VEC; ++lane) {
-            if (channels_last()) norm[lane].read(weight, bias, mean, invstd, channel + lane);
+            if (channels_last()) norm[lane].read(NORM, channel + lane);
             else norm[lane] = norm[0];
         }
     }

@@ -4,6 +4,8 @@ Registered with fake implementations and autograd, so that ``torch.compile``, ``
 graphs work. Nothing is mutated: BatchNorm's running statistics are its module's business.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ def bn_neuron_op(
     bias: Tensor | None,
     mean: Tensor | None,
     invstd: Tensor | None,
+    conv_bias: Tensor | None,
     residual: Tensor | None,
     learned: Tensor | None,
     reciprocal_tau: float | None,
@@ -32,7 +35,7 @@ def bn_neuron_op(
     splits: int,
 ) -> Tensor:
     """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau, ``mean`` and ``invstd`` are given."""
-    norm = launch.Norm(weight, bias, mean, invstd)
+    norm = launch.Norm(weight, bias, mean, invstd, conv_bias)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
     call = launch.Call(dense(y), norm, neuron, steps, repeated, pool, splits)
     return launch.forward(call, residual)
@@ -40,7 +43,7 @@ def bn_neuron_op(
 
 @bn_neuron_op.register_fake
 def _(y, *args):
-    steps, repeated, pool, _, splits = args[10:15]
+    steps, repeated, pool, _, splits = args[11:16]
     return empty_output(dense(y), steps, repeated, pool, splits)
 
 
@@ -52,6 +55,7 @@ def bn_neuron_backward_op(
     bias: Tensor | None,
     mean: Tensor | None,
     invstd: Tensor | None,
+    conv_bias: Tensor | None,
     learned: Tensor | None,
     reciprocal_tau: float | None,
     v_threshold: float,
@@ -67,7 +71,7 @@ def bn_neuron_backward_op(
     """Gradient of ``y``, and [3, C]: those of BatchNorm's output, summed; of the same times
     ``y - mean``; of ``learned``, its sum over C. Without ``sums_needed`` the second is zero."""
     y = dense(y)
-    norm = launch.Norm(weight, bias, mean, invstd)
+    norm = launch.Norm(weight, bias, mean, invstd, conv_bias)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
     call = launch.Call(y, norm, neuron, steps, repeated, pool, splits)
     sums = torch.zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype), device=y.device)
@@ -91,25 +95,31 @@ def _(grad, y, *args):
 
 
 def _setup_context(ctx, inputs, output):
-    y, weight, bias, mean, invstd, _residual, learned, *ctx.constants = inputs
-    ctx.save_for_backward(y, weight, bias, mean, invstd, learned)
+    y, weight, bias, mean, invstd, conv_bias, _residual, learned, *ctx.constants = inputs
+    ctx.save_for_backward(y, weight, bias, mean, invstd, conv_bias, learned)
 
 
 def _backward(ctx, grad):
     needs = ctx.needs_input_grad
-    y, weight, bias, mean, invstd, learned = ctx.saved_tensors
-    needs_sums = needs[1] or needs[2] or needs[6]
-    dy, sums = bn_neuron_backward_op(
-        grad, y, weight, bias, mean, invstd, learned, *ctx.constants, needs_sums
-    )
+    tensors, batch_statistics = ctx.saved_tensors, ctx.constants[-2]
+    _y, weight, _bias, _mean, invstd, _conv_bias, _learned = tensors
+    needs_sums = needs[1] or needs[2] or needs[5] or needs[7]
+    dy, sums = bn_neuron_backward_op(grad, *tensors, *ctx.constants, needs_sums)
+    grad_conv_bias = None
+    if needs[5] and batch_statistics:
+        grad_conv_bias = torch.zeros_like(sums[0])  # the mean moves with it
+    elif needs[5]:
+        scale = [factor for factor in (weight, invstd) if factor is not None]
+        grad_conv_bias = math.prod(scale, start=sums[0])
     return (
         dy,
         sums[1] * invstd if needs[1] else None,
         sums[0] if needs[2] else None,
         None,
         None,
-        grad if needs[5] else None,
-        sums[2].sum() if needs[6] else None,
+        grad_conv_bias,
+        grad if needs[6] else None,
+        sums[2].sum() if needs[7] else None,
         *[None] * len(ctx.constants),
     )
 
@@ -139,6 +149,7 @@ def bn_neuron(
     invstd: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    conv_bias: Tensor | None = None,
     residual: Tensor | None = None,
     reciprocal_tau: float | Tensor | None,
     v_threshold: float = 1.0,
@@ -158,6 +169,8 @@ def bn_neuron(
         y: [T * B, C, H, W], contiguous or channels last (others are copied).
         mean, invstd: [C], mean and 1 / sqrt(variance + eps); None for a neuron alone.
         weight, bias: [C]; None for 1 and 0.
+        conv_bias: [C], added to ``y`` in front of all: the bias of a convolution that left it out,
+            which saves a pass over memory. ``mean`` is of values that have it.
         residual: [T * B, C, H', W'], added to the spikes.
         reciprocal_tau, v_threshold, v_reset, alpha: as for
             :func:`qkformer.neurons.functional.spike_sequence`.
@@ -177,8 +190,9 @@ def bn_neuron(
         ValueError: 2^31 values or more in a time step.
     """
     real = membrane_dtype(y.dtype)
-    weight, bias, mean, invstd = (
-        None if t is None else t.to(real).contiguous() for t in (weight, bias, mean, invstd)
+    weight, bias, mean, invstd, conv_bias = (
+        None if t is None else t.to(real).contiguous()
+        for t in (weight, bias, mean, invstd, conv_bias)
     )
     learned = reciprocal_tau.to(real) if isinstance(reciprocal_tau, Tensor) else None
     return bn_neuron_op(
@@ -187,6 +201,7 @@ def bn_neuron(
         bias,
         mean,
         invstd,
+        conv_bias,
         residual,
         learned,
         None if learned is not None else reciprocal_tau,

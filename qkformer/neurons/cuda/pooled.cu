@@ -68,7 +68,7 @@ extern "C" __global__ void pooled_forward(const scalar* __restrict__ y,
     const Image pooled = {channels, (height + 1) / 2, (width + 1) / 2, channels_last != 0};
     const Place place(pooled, i);
     Norm norm;
-    norm.read(weight, bias, mean, invstd, place.c);
+    norm.read(NORM, place.c);
     real current = 0;
     run(neuron, steps,
         [&](int t, real* x) {
@@ -99,7 +99,7 @@ extern "C" __global__ void pooled_backward(
     const Layout layout = {channels, channels_last ? 1 : (unsigned)pooled.pixels()};
     const Share share(layout, thread, per_group);
     Norm norm;
-    norm.read(weight, bias, mean, invstd, share.group);
+    norm.read(NORM, share.group);
     Sums sums;
     Past past(work, thread, threads, steps);
     for (unsigned e = share.first; e < neurons / share.groups; e += share.stride) {
@@ -143,7 +143,7 @@ extern "C" __global__ void pooled_gather(const scalar* __restrict__ y,
     const Image pooled = {channels, (height + 1) / 2, (width + 1) / 2, channels_last != 0};
     const Place place(image, i);
     Norm norm;
-    norm.read(weight, bias, mean, invstd, place.c);
+    norm.read(NORM, place.c);
     NormGradient norm_gradient;
     norm_gradient.read(norm, sums, channels, place.c, reciprocal_count);
     for (int t = 0; t < rows; ++t) {

@@ -25,7 +25,7 @@ def random_options(seed: int) -> dict:
     draw = random.Random(seed)
     steps = draw.choice([1, 4, 4, 7, 16, 40])
     shape = (draw.randint(1, 3), *(draw.choice([1, 2, 3, 4, 5, 7, 8, 12]) for _ in range(3)))
-    names = ("last", "repeated", "pool", "training", "affine", "residual")
+    names = ("last", "repeated", "pool", "training", "affine", "residual", "conv_bias")
     flags = {name: draw.random() < 0.6 for name in names}
     if flags["repeated"] or steps == 1:
         shape = (3, *shape[1:])  # enough values per channel for statistics
@@ -46,7 +46,7 @@ def test_agrees_on_ordinary_shapes(training, pool, last):
         agree(
             random_problem(
                 (2, 8, 6, 10), steps=4, kind="lif", dtype=torch.float16, last=last,
-                pool=pool, training=training, repeated=repeated, residual=True,
+                pool=pool, training=training, repeated=repeated, residual=True, conv_bias=True,
             )
         )  # fmt: skip
 
@@ -102,15 +102,18 @@ def test_large_means_do_not_cancel():
     assert torch.equal(got[safe].double(), expected[safe])
 
 
-@pytest.mark.parametrize("frozen", ["weight", "bias", "x"])
+@pytest.mark.parametrize("frozen", ["weight", "bias", "conv_bias", "x"])
 def test_gradients_of_a_part(host, frozen):
-    p = random_problem((2, 4, 3, 3), steps=4, kind="lif", dtype=torch.float64, training=False)
+    p = random_problem(
+        (2, 4, 3, 3), steps=4, kind="lif", dtype=torch.float64, training=False, conv_bias=True
+    )
     _, everything = fused(p)
     leaves = p.differentiable
     leaves[frozen] = leaves[frozen].detach()
     options = dict(mean=p.running_mean, invstd=(p.running_var + p.eps).rsqrt())
     options |= dict(steps=4, batch_statistics=False) | p.neuron
-    out = ops.bn_neuron(leaves["x"], weight=leaves["weight"], bias=leaves["bias"], **options)
+    given = {k: leaves[k] for k in ("weight", "bias", "conv_bias")}
+    out = ops.bn_neuron(leaves["x"], **given, **options)
     wanted = {k: v for k, v in leaves.items() if v.requires_grad}
     grads = torch.autograd.grad(out, wanted.values(), p.grad)
     for name, gradient in zip(wanted, grads, strict=True):
@@ -120,7 +123,7 @@ def test_gradients_of_a_part(host, frozen):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(kind="lif", residual=True),
+        dict(kind="lif", residual=True, conv_bias=True),
         dict(kind="plif", steps=16, pool=True, repeated=True, last=True),
         dict(kind="lif", last=True, training=False, affine=False),
     ],
@@ -131,7 +134,7 @@ def test_opcheck(options):
     leaves = p.differentiable
     mean, _, invstd = ops.batch_statistics(p.x, p.eps)
     torch.library.opcheck(ops.batch_statistics, (p.x, p.eps))
-    norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd)
+    norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd, leaves.get("conv_bias"))
     tau = (leaves.get("learned"), p.neuron.get("reciprocal_tau"))
     constants = (*tau, 0.8, -0.1, 3.0, p.steps, p.repeated, p.pool, p.training, 1)
     torch.library.opcheck(

@@ -167,7 +167,7 @@ def test_opcheck(host, learned, dtype):
     tau = torch.tensor(0.4, dtype=real, requires_grad=True) if learned else None
     neuron = (tau, None if learned else 0.5, 1.0, 0.0, 4.0)
     rest = (4, False, False, False, 1)  # steps, repeated, pool, batch_statistics, splits
-    none = (None,) * 4
+    none = (None,) * 5
     torch.library.opcheck(ops.bn_neuron_op, (x, *none, None, *neuron, *rest))
     grad = torch.randn_like(x)
     inputs = (grad, x.detach(), *none, neuron[0] and tau.detach(), *neuron[1:], *rest, learned)
