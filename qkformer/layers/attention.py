@@ -139,9 +139,9 @@ class SpikingSelfAttention(nn.Module):
         d, n = q.shape[-2:]
         # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
         # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).
-        attn = (v @ k.mT) @ q if d <= n else v @ (k.mT @ q)
-        if self.scale is not None:
-            attn = attn * self.scale
+        # The product inside is the smaller one, so that is where scaling costs least.
+        scale = 1.0 if self.scale is None else self.scale
+        attn = (v @ k.mT * scale) @ q if d <= n else v @ (k.mT @ q * scale)
         attn = self.attn_neuron(attn).reshape(x.shape)
         if self.ssa == "original":  # T * B steps of one sample
             steps, total = attn.flatten(0, 1).unsqueeze(1), residual
