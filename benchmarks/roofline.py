@@ -27,6 +27,8 @@ CEILINGS = {
     "qkformer_4_384": Ceiling(586, 312, 6105, 9973),
     "qkformer_2_256": Ceiling(1143, 644, 3408, 5651),
 }
+PUBLISHED_SIZE = dict.fromkeys(CEILINGS, (224, 4))  # pixels, T
+PUBLISHED_SIZE |= {"qkformer_4_384": (32, 4), "qkformer_2_256": (128, 16)}
 
 
 def share(model: str, size: int, T: int, machine: str, images_per_second: float) -> float | None:
@@ -37,7 +39,6 @@ def share(model: str, size: int, T: int, machine: str, images_per_second: float)
         size, T: The ceilings are for the published ones.
         machine: As PyTorch names the GPU.
     """
-    published = {"qkformer_4_384": (32, 4), "qkformer_2_256": (128, 16)}
-    if model not in CEILINGS or (size, T) != published.get(model, (224, 4)):
+    if (size, T) != PUBLISHED_SIZE.get(model):
         return None
     return images_per_second / CEILINGS[model].fused if "H200" in machine else None

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from qkformer.layers import ConvBNNeuron
+from qkformer.neurons import LIF
+
 ROOT = Path(__file__).parents[1]
 TINY = "--size 32 --model_args '{embed_dim: 32, num_heads: 2, depths: [1, 1, 1]}' --no_memory"
 ARGUMENTS = {
@@ -127,6 +130,35 @@ def test_ceilings_are_for_published_models_on_one_gpu():
     assert share("qkformer_10_384", 224, 1, "NVIDIA H200", 2107) is None
     assert share("qkformer_10_384", 224, 4, "NVIDIA H100", 2107) is None
     assert share("maxformer_10_384", 224, 4, "NVIDIA H200", 2107) is None
+
+
+@pytest.mark.parametrize("pool", [None, "before"])
+def test_traffic_of_a_layer(pool):
+    """Bytes per value of the convolution's output, without pool and with a quarter left by it."""
+    traffic = module("traffic")
+    with traffic.shapes_only():
+        layer = ConvBNNeuron(8, 8, pool=pool, neuron=LIF(backend="cupy")).bfloat16()
+        layer.bn.float()
+        x = torch.empty(4, 16, 8, 64, 64, dtype=torch.bfloat16, requires_grad=True)
+        counted = traffic.training_step(layer, x)
+    per_value = {name: round(total / x.numel(), 2) for name, total in counted.items()}
+    assert per_value["batch_statistics"] == 2
+    assert per_value["convolution"] == 4  # its input and its output
+    assert per_value["convolution_backward"] == 8  # dy twice, x and dx once
+    assert per_value["bn_neuron"] == (2.5 if pool else 4)
+    # y and dy, and the spikes' gradient; y and that again, or the windows' maxima and places
+    assert per_value["bn_neuron_backward"] == (2 + 2 + 0.5 + 2 + 2 * 0.75 if pool else 10)
+
+
+def test_models_move_what_they_must():
+    """With the fused kernels about the bytes of the roofline's ceiling, as the README says."""
+    traffic = module("traffic")
+    for name, ceiling in module("roofline").CEILINGS.items():
+        total = sum(traffic.megabytes_per_image(name).values())
+        assert total < 1.05 * ceiling.fused_mb
+        row = next(row for row in module("report").README.read_text().splitlines()
+                   if row.startswith(f"| {name} | "))  # fmt: skip
+        assert total == pytest.approx(float(row.split("|")[2]), rel=0.01)
 
 
 def test_the_memory_limit_of_a_cpu_is_not_looked_for(tmp_path):
