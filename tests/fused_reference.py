@@ -172,28 +172,3 @@ def agree(p: Problem) -> None:
         assert error.max() <= (100 * unit + last_place) * (scale + 1e-3), name
         theirs = (modules[name].double() - exact[name]).abs()
         assert error.mean() <= 2 * theirs.mean() + 100 * unit * scale, name
-
-
-def qk_mask_steps(q: Tensor, k: Tensor, *, heads: int | None, **neuron) -> Tensor:
-    """Q-K token attention's mask, or with ``heads`` of None channel attention's, step by step."""
-    if heads is None:
-        return reference.spike_sequence(q.sum((3, 4), keepdim=True), **neuron) * k
-    q, k = (x.unflatten(2, (heads, -1)) for x in (q, k))
-    return (reference.spike_sequence(q.sum(3, keepdim=True), **neuron) * k).flatten(2, 3)
-
-
-def mask_problem(
-    shape: tuple[int, ...],
-    heads: int | None,
-    *,
-    last: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q and k of 0 and 1, [T, B, C, H, W], and a gradient; about one 1 in each sum over q."""
-    generator = torch.Generator().manual_seed(0)
-    summed = shape[3] * shape[4] if heads is None else shape[2] // heads
-    q, k = (torch.rand(shape, generator=generator) < rate for rate in (0.6 / summed, 0.5))
-    tensors = [x.to(dtype) for x in (q, k, torch.randn(shape, generator=generator))]
-    if last:
-        tensors = [x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for x in tensors]
-    return tuple(tensors)

@@ -30,10 +30,11 @@ struct Values {
 struct Team {
     real (*shared)[BLOCK];
     unsigned slices, slice, apart, teams, team, lanes, column, row;
-    unsigned first, stride, count;  // of the packs that the team shares
+    unsigned first, inner, count;  // of the packs that the team shares
 
-    __device__ Team(real (*shared)[BLOCK], unsigned slices, unsigned inner, int along)
-        : shared(shared), slices(slices), teams(BLOCK / slices), stride(inner) {
+    __device__ __forceinline__ Team(real (*shared)[BLOCK], unsigned slices, unsigned inner,
+                                    int along)
+        : shared(shared), slices(slices), teams(BLOCK / slices), inner(inner) {
         const unsigned thread = threadIdx.x;
         slice = along ? thread % slices : thread / teams;
         team = along ? thread / slices : thread % teams;
@@ -42,9 +43,9 @@ struct Team {
         column = thread - slice * apart;
         row = slice < lanes ? slice : 0;
     }
-    __device__ void take(unsigned block, unsigned groups, unsigned summed) {
+    __device__ __forceinline__ void take(unsigned block, unsigned groups, unsigned summed) {
         const unsigned group = block * teams + team;
-        first = group / stride * stride * summed + group % stride;
+        first = group / inner * inner * summed + group % inner;
         count = group < groups ? summed : 0;
     }
 
@@ -52,7 +53,7 @@ struct Team {
     template <class Visit>
     __device__ __forceinline__ void sweep(Visit visit) const {
 #pragma unroll 2
-        for (unsigned e = slice; e < count; e += slices) visit(first + e * stride);
+        for (unsigned e = slice; e < count; e += slices) visit(first + e * inner);
     }
 
     // The first threads of a team are its neurons; the others go along with currents of zero, for
@@ -145,7 +146,7 @@ extern "C" __global__ void qk_mask(const Pack* __restrict__ q, const Pack* __res
                 at_once(t - t % AT_ONCE, steps, [&](int i, int now) {
                     Pack pack = k[now * step + at];
 #pragma unroll
-                    for (int lane = 0; lane < VEC; ++lane)  // not chosen: 0 * inf is NaN
+                    for (int lane = 0; lane < VEC; ++lane)  // a product, for 0 * inf is NaN
                         pack.lane[lane] = narrow(times(widen(pack.lane[lane]), mask.of[i][lane]));
                     out[now * step + at] = pack;
                 });
