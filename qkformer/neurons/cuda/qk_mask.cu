@@ -6,7 +6,8 @@
 //
 // There may be few neurons with thousands of elements each, or many with few. So a block takes
 // `teams` groups, and `slices` threads of it share each group's elements. Neighbours in the block
-// are neighbours in memory: slices along, teams across.
+// are neighbours in memory: slices along, teams across. Every tensor passes once: forward reads q
+// and k and writes out, backward reads q, k and grad and writes their gradients.
 
 #define QK_MASK_ARGUMENTS                                                                    \
     unsigned groups, unsigned summed, unsigned inner, unsigned slices, int along

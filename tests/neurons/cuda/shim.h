@@ -65,9 +65,9 @@ void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
     kernel(*static_cast<A*>(args[I])...);
 }
 
-// A block's threads, where they wait for each other: coroutines of one thread, each of which runs to
-// its next barrier before the next one's turn. Every other block takes them last to first, so that
-// a missing barrier shows whoever should have waited for whom.
+// A block's threads, where they wait for each other: coroutines of one thread, each of which runs
+// to its next barrier before the next one's turn. Every other block takes them last to first, so
+// that a missing barrier shows whoever should have waited for whom.
 struct Coroutine {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
