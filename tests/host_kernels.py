@@ -26,7 +26,7 @@ needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 class HostLauncher:
-    """A :class:`loader.Launcher` for the CPU; compiles into ``folder`` and runs thread by thread.
+    """A :class:`loader.Launcher` for the CPU; compiles into ``folder``, runs block by block.
 
     Attributes:
         launched: names of the kernels that ran, in order.
@@ -62,8 +62,11 @@ class HostLauncher:
         made = path.with_suffix(".so")
         if library.exists():  # by another process of this run
             return ctypes.CDLL(str(library))
-        entries = "".join(f"LAUNCHABLE({kernel})\n" for kernel in KERNELS[variant.family])
-        path.write_text(SHIM.read_text() + loader.source(variant.family) + entries)
+        source = loader.source(variant.family)
+        has_barriers = str("__syncthreads" in source).lower()
+        kernels = KERNELS[variant.family]
+        entries = "".join(f"LAUNCHABLE({kernel}, {has_barriers})\n" for kernel in kernels)
+        path.write_text(SHIM.read_text() + source + entries)
         command = ["g++", *FLAGS, *variant.options, str(path), "-o", str(made)]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr

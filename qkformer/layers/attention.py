@@ -32,7 +32,7 @@ class QKAttention(nn.Module):
         ValueError: ``num_heads`` does not divide ``dim``.
     """
 
-    summed_over: tuple[int, ...]  # axes of q [T, B, heads, C / heads, H, W]
+    summed_over: Literal["channels", "tokens"]
 
     def __init__(
         self,
@@ -55,9 +55,12 @@ class QKAttention(nn.Module):
 
     def _masked(self, q: Tensor, k: Tensor) -> Tensor:
         """mask * k of q, k [T, B, C, H, W]"""
+        channels = self.summed_over == "channels"
+        if fused.masks(self.mask_neuron, q, k):
+            return fused.mask(self.mask_neuron, q, k, heads=self.num_heads if channels else None)
         q = q.unflatten(2, (self.num_heads, -1))
         k = k.unflatten(2, (self.num_heads, -1))
-        mask = self.mask_neuron(q.sum(self.summed_over, keepdim=True))
+        mask = self.mask_neuron(q.sum(3 if channels else (4, 5), keepdim=True))
         return (mask * k).flatten(2, 3)
 
     def extra_repr(self) -> str:
@@ -70,12 +73,7 @@ class QKTokenAttention(QKAttention):
     Arguments, shapes and errors: :class:`QKAttention`. O(N) memory, O(C) time for the mask.
     """
 
-    summed_over = (3,)
-
-    def _masked(self, q: Tensor, k: Tensor) -> Tensor:
-        if fused.masks_tokens(self.mask_neuron, q, k):
-            return fused.mask_tokens(self.mask_neuron, q, k, heads=self.num_heads)
-        return super()._masked(q, k)
+    summed_over = "channels"  # of each head
 
 
 class QKChannelAttention(QKAttention):
@@ -84,7 +82,7 @@ class QKChannelAttention(QKAttention):
     Arguments, shapes and errors: :class:`QKAttention`. O(C) memory, O(N) time for the mask.
     """
 
-    summed_over = (4, 5)
+    summed_over = "tokens"
 
 
 class SpikingSelfAttention(nn.Module):

@@ -1,5 +1,5 @@
 """Layers in one kernel, where the kernels of CuPy run: BatchNorm -> (max pool) -> neuron
-(+ residual), and the mask of Q-K token attention.
+(+ residual), and the masks of Q-K attention.
 
 The same functions of the same modules as one after the other; nothing in between is written to
 memory or kept for backward.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qkformer.neurons import NEURONS, SpikingNeuron
 from qkformer.neurons.cuda import ops
-from qkformer.neurons.cuda.token_mask import token_mask
+from qkformer.neurons.cuda.qk_mask import qk_mask
 from qkformer.neurons.functional import resolve_backend
 
 
@@ -116,14 +116,15 @@ def bn_neurons(
     return spikes.unflatten(0, (n, steps, -1)).unbind()
 
 
-def masks_tokens(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:
-    """Whether :func:`mask_tokens` can stand for the steps it names; errors as :func:`fuses`."""
+def masks(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:
+    """Whether :func:`mask` can stand for the steps it names; errors as :func:`fuses`."""
     return q.dtype == k.dtype and _in_kernels(neuron, q)
 
 
-def mask_tokens(neuron: SpikingNeuron, q: Tensor, k: Tensor, *, heads: int) -> Tensor:
-    """``neuron(sum of q over each head's channels) * k``, all [T, B, C, H, W]."""
-    return token_mask(q, k, heads=heads, **constants(neuron))
+def mask(neuron: SpikingNeuron, q: Tensor, k: Tensor, *, heads: int | None) -> Tensor:
+    """``neuron(sum of q) * k``, all [T, B, C, H, W]; the sum is over each head's channels, or over
+    the tokens where ``heads`` is None."""
+    return qk_mask(q, k, heads=heads, **constants(neuron))
 
 
 def constants(neuron: SpikingNeuron) -> dict[str, float | Tensor | None]:

@@ -1,4 +1,4 @@
-"""CUDA kernels for the neurons, alone and fused with BatchNorm and max pool.
+"""CUDA kernels for the neurons: alone, behind BatchNorm and max pool, in Q-K attention's masks.
 
 The kernels are CUDA C++ (``*.cuh``, ``*.cu``), compiled for the GPU at hand by CuPy at first use.
 ``loader`` finds CuPy and launches, ``launch`` turns tensors into launches, ``ops`` registers them

@@ -4,10 +4,12 @@
 //   -DDTYPE=  FLOAT32, FLOAT16, BFLOAT16 or FLOAT64: the tensors' elements
 //   -DKIND=   IF, LIF or PLIF
 //   -DSTEPS=  T, or 0 for a T that is known at launch only
-//   -DVEC=    neighbouring neurons of a thread, which it reads and writes at once
-// They need no header, neither CUDA's nor C++'s, no shared memory and no warp operations: a thread
-// per neuron, or per VEC of them. So the same text is compiled by g++ and tested without a GPU
-// (tests/neurons/cuda); what is special to the device stands under __CUDACC__.
+//   -DVEC=    neighbouring elements of a thread, which it reads and writes at once
+//   -DBLOCK=  threads of a block
+// They need no header, neither CUDA's nor C++'s, and no warp operations: a thread per neuron, or
+// per VEC of them; qk_mask.cu alone has shared memory and barriers. So the same text is compiled by
+// g++ and tested without a GPU (tests/neurons/cuda); what is special to the device stands under
+// __CUDACC__.
 
 #define FLOAT32 0
 #define FLOAT16 1

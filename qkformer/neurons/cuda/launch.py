@@ -87,14 +87,19 @@ class Call:
                 "use a smaller batch or backend='torch'"
             )
 
-    def vec(self, *tensors: Tensor | None) -> int:
-        """How many neighbours a thread can read at once: they share a channel, and are aligned."""
+    def vec(self, *tensors: Tensor | None, run: int | None = None) -> int:
+        """How many neighbours a thread can read at once: within ``run``, and aligned.
+
+        ``run``: elements in memory that belong together; by default those that share a channel,
+        or all channels of a share.
+        """
         if self.pool or self.steps > 16:
             return 1
         vec = 4 if self.steps <= 8 else 2
         stride = vec * self.y.element_size()
         aligned = all(t is None or t.data_ptr() % stride == 0 for t in tensors)
-        run = self.channels // self.splits if self.inner == 1 else self.inner
+        if run is None:
+            run = self.channels // self.splits if self.inner == 1 else self.inner
         return vec if aligned and run % vec == 0 else 1
 
     def launch(self, family: str, kernel: str, threads: int, args: list, vec: int = 1) -> None:

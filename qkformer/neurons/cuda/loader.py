@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import torch
 
 COMMON = ("arithmetic.cuh", "neuron.cuh", "norm.cuh")
-FAMILIES = ("dense", "pooled", "statistics", "token_mask")  # the .cu files
+FAMILIES = ("dense", "pooled", "statistics", "qk_mask")  # the .cu files
 DTYPES = {
     torch.float32: "FLOAT32",
     torch.float16: "FLOAT16",
     torch.bfloat16: "BFLOAT16",
     torch.float64: "FLOAT64",
 }
-BLOCK = 256  # threads
+BLOCK = 256  # threads; a power of two
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Variant:
     def options(self) -> tuple[str, ...]:
         """For the compiler, NVRTC or g++."""
         defines = {"DTYPE": DTYPES[self.dtype], "KIND": self.kind}
-        defines |= {"STEPS": self.steps, "VEC": self.vec}
+        defines |= {"STEPS": self.steps, "VEC": self.vec, "BLOCK": BLOCK}
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()))
 
 

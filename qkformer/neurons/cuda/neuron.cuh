@@ -26,9 +26,10 @@ __device__ __forceinline__ real charge(const Neuron& neuron, real v, real x, rea
 }
 
 // Membrane potentials before the reset, and PLIF's drives, which backward walks through in reverse.
+template <int LANES = VEC>
 struct Past {
 #if STEPS
-    real h_[STEPS][VEC], drive_[STEPS][VEC];
+    real h_[STEPS][LANES], drive_[STEPS][LANES];
     __device__ Past(real*, unsigned, unsigned, int) {}
     __device__ __forceinline__ real& h(int t, int lane) { return h_[t][lane]; }
     __device__ __forceinline__ real& drive(int t, int lane) { return drive_[t][lane]; }
@@ -42,19 +43,20 @@ struct Past {
 #endif
 };
 
-// current(t, real x[VEC]) fills in the currents of step t; fired(t, bool s[VEC]) takes the spikes.
-template <class Current, class Fired>
+// current(t, real x[LANES]) fills in the currents of step t; fired(t, bool s[LANES]) takes the
+// spikes.
+template <int LANES = VEC, class Current, class Fired>
 __device__ __forceinline__ void run(const Neuron& neuron, int steps, Current current, Fired fired) {
-    real v[VEC];
+    real v[LANES];
 #pragma unroll
-    for (int lane = 0; lane < VEC; ++lane) v[lane] = neuron.reset;
+    for (int lane = 0; lane < LANES; ++lane) v[lane] = neuron.reset;
 #pragma unroll
     for (int t = 0; t < TIME_STEPS; ++t) {
-        real x[VEC], drive;
-        bool spikes[VEC];
+        real x[LANES], drive;
+        bool spikes[LANES];
         current(t, x);
 #pragma unroll
-        for (int lane = 0; lane < VEC; ++lane) {
+        for (int lane = 0; lane < LANES; ++lane) {
             const real h = charge(neuron, v[lane], x[lane], drive);
             spikes[lane] = h >= neuron.threshold;
             v[lane] = spikes[lane] ? neuron.reset : h;
@@ -63,18 +65,18 @@ __device__ __forceinline__ void run(const Neuron& neuron, int steps, Current cur
     }
 }
 
-template <class Current>
-__device__ __forceinline__ void record(const Neuron& neuron, int steps, Past& past,
+template <int LANES, class Current>
+__device__ __forceinline__ void record(const Neuron& neuron, int steps, Past<LANES>& past,
                                        Current current) {
-    real v[VEC];
+    real v[LANES];
 #pragma unroll
-    for (int lane = 0; lane < VEC; ++lane) v[lane] = neuron.reset;
+    for (int lane = 0; lane < LANES; ++lane) v[lane] = neuron.reset;
 #pragma unroll
     for (int t = 0; t < TIME_STEPS; ++t) {
-        real x[VEC], drive;
+        real x[LANES], drive;
         current(t, x);
 #pragma unroll
-        for (int lane = 0; lane < VEC; ++lane) {
+        for (int lane = 0; lane < LANES; ++lane) {
             const real h = charge(neuron, v[lane], x[lane], drive);
             past.h(t, lane) = h;
             if (KIND == PLIF) past.drive(t, lane) = drive;
@@ -83,21 +85,21 @@ __device__ __forceinline__ void record(const Neuron& neuron, int steps, Past& pa
     }
 }
 
-// From the last step to the first: gradient(t, real g[VEC]) fills in that of the spikes,
-// emit(t, real g[VEC]) takes that of the currents; PLIF's of 1 / tau is added to `grad_tau`.
-template <class Gradient, class Emit>
-__device__ __forceinline__ void backpropagate(const Neuron& neuron, int steps, Past& past,
+// From the last step to the first: gradient(t, real g[LANES]) fills in that of the spikes,
+// emit(t, real g[LANES]) takes that of the currents; PLIF's of 1 / tau is added to `grad_tau`.
+template <int LANES, class Gradient, class Emit>
+__device__ __forceinline__ void backpropagate(const Neuron& neuron, int steps, Past<LANES>& past,
                                               real& grad_tau, Gradient gradient, Emit emit) {
     const real leak = KIND == IF ? real(1) : 1 - neuron.reciprocal_tau;
-    real later[VEC];  // gradient of h[t + 1]
+    real later[LANES];  // gradient of h[t + 1]
 #pragma unroll
-    for (int lane = 0; lane < VEC; ++lane) later[lane] = 0;
+    for (int lane = 0; lane < LANES; ++lane) later[lane] = 0;
 #pragma unroll
     for (int t = TIME_STEPS - 1; t >= 0; --t) {
-        real g[VEC];
+        real g[LANES];
         gradient(t, g);
 #pragma unroll
-        for (int lane = 0; lane < VEC; ++lane) {
+        for (int lane = 0; lane < LANES; ++lane) {
             const real h = past.h(t, lane);
             const real above = h - neuron.threshold;
             const real sigmoid = 1 / (1 + exponential(-neuron.alpha * above));

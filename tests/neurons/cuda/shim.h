@@ -3,12 +3,17 @@
 
 #include <cmath>
 #include <cstddef>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <ucontext.h>
 #include <utility>
 
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __shared__ static thread_local
 
 struct Index {
     unsigned x;
@@ -56,19 +61,72 @@ inline unsigned short float_to_half(float value) {
 
 // Kernel arguments as cuLaunchKernel takes them: a pointer to each.
 template <class... A, std::size_t... I>
-void launch(void (*kernel)(A...), unsigned threads, void** args, std::index_sequence<I...>) {
-    blockDim.x = 256;
-    for (unsigned thread = 0; thread < (threads + 255) / 256 * 256; ++thread) {
-        blockIdx.x = thread / 256;
-        threadIdx.x = thread % 256;
-        kernel(*static_cast<A*>(args[I])...);
+void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
+    kernel(*static_cast<A*>(args[I])...);
+}
+
+// A block's threads, where they wait for each other: coroutines of one thread, each of which runs
+// to its next barrier before the next one's turn. Every other block takes them last to first, so
+// that a missing barrier shows whoever should have waited for whom.
+struct Coroutine {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    bool done;
+};
+static thread_local struct {
+    ucontext_t scheduler;
+    Coroutine thread[BLOCK];
+    void (*body)(const void*);
+    const void* argument;
+} block;
+
+inline void __syncthreads() {
+    swapcontext(&block.thread[threadIdx.x].context, &block.scheduler);
+}
+
+static void run_thread() {
+    block.body(block.argument);
+    block.thread[threadIdx.x].done = true;
+}
+
+template <class Body>
+void run_block(const Body& body) {
+    constexpr std::size_t stack = 1 << 16;
+    block.body = [](const void* argument) { (*static_cast<const Body*>(argument))(); };
+    block.argument = &body;
+    for (Coroutine& thread : block.thread) {
+        if (!thread.stack) thread.stack.reset(new char[stack]);
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.get();
+        thread.context.uc_stack.ss_size = stack;
+        thread.context.uc_link = &block.scheduler;
+        makecontext(&thread.context, run_thread, 0);
+        thread.done = false;
+    }
+    for (unsigned ended = 0; ended == 0;) {
+        for (unsigned turn = 0; turn < BLOCK; ++turn) {
+            threadIdx.x = blockIdx.x % 2 ? BLOCK - 1 - turn : turn;
+            swapcontext(&block.scheduler, &block.thread[threadIdx.x].context);
+            ended += block.thread[threadIdx.x].done;
+        }
+        if (ended && ended < BLOCK) {
+            std::fputs("threads of a block ended while others wait at a barrier\n", stderr);
+            std::abort();
+        }
     }
 }
 
-template <class... A>
+template <bool has_barriers, class... A>
 void launch(void (*kernel)(A...), unsigned threads, void** args) {
-    launch(kernel, threads, args, std::index_sequence_for<A...>());
+    const auto body = [=] { call(kernel, args, std::index_sequence_for<A...>()); };
+    blockDim.x = BLOCK;
+    for (blockIdx.x = 0; blockIdx.x * BLOCK < threads; ++blockIdx.x) {
+        if (has_barriers) run_block(body);
+        else for (threadIdx.x = 0; threadIdx.x < BLOCK; ++threadIdx.x) body();
+    }
 }
 
-#define LAUNCHABLE(kernel) \
-    extern "C" void launch_##kernel(unsigned threads, void** args) { launch(kernel, threads, args); }
+#define LAUNCHABLE(kernel, has_barriers)                                   \
+    extern "C" void launch_##kernel(unsigned threads, void** args) {       \
+        launch<has_barriers>(kernel, threads, args);                       \
+    }

@@ -23,8 +23,11 @@ VARIANTS = [
     Variant("pooled", torch.float64, "LIF", 1, 1),
     Variant("statistics", torch.float16, "IF", 1, 4),
     Variant("statistics", torch.float64, "IF", 1, 1),
-    Variant("token_mask", torch.float16, "LIF", 4, 1),
-    Variant("token_mask", torch.bfloat16, "PLIF", 0, 1),
+    Variant("qk_mask", torch.float16, "LIF", 4, 4),
+    Variant("qk_mask", torch.float32, "PLIF", 16, 2),
+    Variant("qk_mask", torch.float64, "IF", 32, 1),
+    Variant("qk_mask", torch.float64, "LIF", 8, 4),
+    Variant("qk_mask", torch.bfloat16, "PLIF", 0, 1),
 ]
 
 

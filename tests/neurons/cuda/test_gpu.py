@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_model
 from fused_reference import agree, random_problem
+from mask_reference import mask_problem, masks_agree
 from published import GOLDEN, PUBLISHED, published_input, published_state
 
 import qkformer
@@ -62,6 +63,15 @@ def test_fused_kernels_agree_with_the_modules(steps, pool, last, dtype):
             shape, steps=steps, kind="plif", dtype=dtype, last=last, repeated=repeated, pool=pool
         )
         agree(p.to("cuda"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(8, 192, 14, 14), (2, 96, 56, 56), (3, 10, 7, 7)], ids=str)
+@pytest.mark.parametrize(("T", "heads"), [(4, 2), (4, None), (16, None), (40, None)])
+def test_masks_agree_with_their_steps(T, heads, shape, last, dtype):
+    tensors = mask_problem((T, *shape), heads, last=last, dtype=dtype)
+    masks_agree(tuple(x.cuda() for x in tensors), heads, 0.5 if T == 4 else "learned")
 
 
 @pytest.mark.parametrize(
