@@ -126,6 +126,9 @@ class SpikingBlock(nn.Sequential):
         ssa_options: ``scale``, ``qkv_bias``, ``ssa`` of SpikingSelfAttention.
 
     Shape: [T, B, C, H, W] -> the same.
+
+    Raises:
+        ValueError: ``mlp_ratio`` leaves the MLP no hidden channel; errors of the mixer.
     """
 
     def __init__(
@@ -143,6 +146,8 @@ class SpikingBlock(nn.Sequential):
         residual = partial(Residual, wiring=wiring, neuron=neuron, drop_path=drop_path)
         out_neuron = wiring == "aba"
         hidden_dim = int(dim * mlp_ratio)
+        if hidden_dim < 1:
+            raise ValueError(f"mlp_ratio {mlp_ratio} of {dim} channels is less than a channel")
         branches = OrderedDict()
         if MIXERS[mixer] is not None:
             options = (ssa_options or {}) if mixer == "ssa" else {}

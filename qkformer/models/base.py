@@ -6,7 +6,7 @@ A family is a list of stages, a residual wiring and a few options; see ``qkforme
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
+from math import isfinite, prod
 from typing import Literal
 
 import torch
@@ -67,9 +67,8 @@ class SpikingTransformer(nn.Module):
         conv_std: float | None = None,
     ):
         super().__init__()
-        _check_options(
-            stages, num_classes, in_chans, T, residual, ssa, neuron, drop_path_rate, drop_rate
-        )
+        _check_options(stages, num_classes, in_chans, T, residual, ssa, neuron)
+        _check_numbers(drop_path_rate, drop_rate, attn_scale)
         self.T, self.in_chans, self.num_classes, self.ssa = T, in_chans, num_classes, ssa
         self.downsampling = prod(stage.embed.downsampling for stage in stages)
         make_neuron = partial(NEURONS.get(neuron, neuron), backend=backend)
@@ -225,16 +224,11 @@ def _check_options(
     residual: str,
     ssa: str,
     neuron: str | Callable,
-    drop_path_rate: float,
-    drop_rate: float,
 ) -> None:
     _check_integers(num_classes=(num_classes, 0), in_chans=(in_chans, 1), T=(T, 1))
     check_wiring(residual)
     if ssa not in ("fixed", "original"):
         raise ValueError(f"ssa must be 'fixed' or 'original', got {ssa!r}")
-    for name, value in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
     if not (callable(neuron) or (isinstance(neuron, str) and neuron in NEURONS)):
         raise ValueError(f"neuron must be one of {tuple(NEURONS)}, got {neuron!r}")
     mixers = [stage.mixer for stage in stages if stage.depth]
@@ -243,6 +237,14 @@ def _check_options(
             raise ValueError(f"a mixer must be one of {tuple(MIXERS)}, got {mixer!r}")
     if ssa == "original" and "ssa" not in mixers:
         raise ValueError("ssa='original' is a fault of SSA, which no stage of this model uses")
+
+
+def _check_numbers(drop_path_rate: float, drop_rate: float, attn_scale: float | None) -> None:
+    for name, value in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+    if not (attn_scale is None or (isinstance(attn_scale, int | float) and isfinite(attn_scale))):
+        raise ValueError(f"attn_scale must be a finite number or None, got {attn_scale!r}")
 
 
 def _check_integers(**bounds: tuple[int, int]) -> None:

@@ -195,6 +195,8 @@ def test_other_inputs_are_refused_with_both_shapes(shape):
         ({"neuron": ["lif"]}, ValueError, "neuron must be one of"),
         ({"global_pool": "max"}, ValueError, "global_pool"),
         ({"ssa": "leaky", "mixers": ("token_qk",) * 3}, ValueError, "ssa must be"),
+        ({"mlp_ratio": 0.001}, ValueError, "mlp_ratio 0.001 of .* is less than a channel"),
+        ({"attn_scale": "x"}, ValueError, "attn_scale must be a finite number or None"),
         ({"T": 0}, ValueError, "T must be an integer of at least 1"),
         ({"num_classes": -1}, ValueError, "num_classes must be an integer of at least 0"),
         ({"residual": "pa", "ssa": "original"}, ValueError, "last neuron"),
