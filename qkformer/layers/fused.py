@@ -124,10 +124,8 @@ def _norm(bns: Sequence[nn.BatchNorm2d], y: Tensor, repeats: int = 1) -> dict[st
     """BatchNorms side by side as the kernels know them; running statistics are updated."""
     batch_statistics = _takes_batch_statistics(bns[0])
     if batch_statistics:
-        mean, variance, invstd = ops.batch_statistics(y.detach(), bns[0].eps)
-        count = y.numel() // y.shape[1] * repeats
-        unbiased = variance * (count / (count - 1))
-        shares = zip(bns, mean.chunk(len(bns)), unbiased.chunk(len(bns)), strict=True)
+        mean, variance, invstd = ops.batch_statistics(y.detach(), bns[0].eps, repeats)
+        shares = zip(bns, mean.chunk(len(bns)), variance.chunk(len(bns)), strict=True)
         for bn, *statistics in shares:
             if bn.training and bn.track_running_stats:
                 _update_running_statistics(bn, *statistics)

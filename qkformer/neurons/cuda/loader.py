@@ -4,9 +4,8 @@ import functools
 import importlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -21,8 +20,7 @@ DTYPES = {
 BLOCK = 256  # threads
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """What a kernel is compiled for.
 
     Attributes:

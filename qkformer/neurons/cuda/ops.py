@@ -1,18 +1,26 @@
 """The kernels as PyTorch operators: ``torch.ops.qkformer.bn_neuron`` and its backward.
 
-Registered with fake implementations and autograd, so that ``torch.compile``, ``opcheck`` and CUDA
-graphs work. Nothing is mutated: BatchNorm's running statistics are its module's business.
+Registered with fake implementations, so that ``torch.compile``, ``opcheck`` and CUDA graphs work;
+:func:`bn_neuron` is what has a gradient. Nothing is mutated: BatchNorm's running statistics are its
+module's business.
 """
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from qkformer.neurons.cuda import launch, statistics
 from qkformer.neurons.cuda.layout import dense, empty_output, like
+from qkformer.neurons.cuda.operator import operator
 from qkformer.neurons.reference import membrane_dtype
 
 
-@torch.library.custom_op("qkformer::bn_neuron", mutates_args=())
+def _fake_bn_neuron(y, *args):
+    steps, repeated, pool, _, splits = args[10:15]
+    return empty_output(dense(y), steps, repeated, pool, splits)
+
+
+@operator("bn_neuron", fake=_fake_bn_neuron)
 def bn_neuron_op(
     y: Tensor,
     weight: Tensor | None,
@@ -38,13 +46,13 @@ def bn_neuron_op(
     return launch.forward(call, residual)
 
 
-@bn_neuron_op.register_fake
-def _(y, *args):
-    steps, repeated, pool, _, splits = args[10:15]
-    return empty_output(dense(y), steps, repeated, pool, splits)
+def _fake_bn_neuron_backward(grad, y, *args):
+    y = dense(y)
+    sums = y.new_empty((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
+    return torch.empty_like(y), sums
 
 
-@torch.library.custom_op("qkformer::bn_neuron_backward", mutates_args=())
+@operator("bn_neuron_backward", fake=_fake_bn_neuron_backward)
 def bn_neuron_backward_op(
     grad: Tensor,
     y: Tensor,
@@ -70,66 +78,69 @@ def bn_neuron_backward_op(
     norm = launch.Norm(weight, bias, mean, invstd)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
     call = launch.Call(y, norm, neuron, steps, repeated, pool, splits)
-    sums = torch.zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype), device=y.device)
     if y.numel() == 0:
-        return torch.empty_like(y), sums
+        return torch.empty_like(y), _no_sums(y)
     grad = like(grad, y)
     if pool:
         grad_max, place, sums = launch.pooled_backward(call, grad)
         dy = launch.pooled_gather(call, grad_max, place, sums if batch_statistics else None)
         return dy, sums
-    if sums_needed or batch_statistics:
-        sums = launch.reduce(call, grad)
+    sums = launch.reduce(call, grad) if sums_needed or batch_statistics else _no_sums(y)
     return launch.backward(call, grad, sums if batch_statistics else None), sums
 
 
-@bn_neuron_backward_op.register_fake
-def _(grad, y, *args):
-    y = dense(y)
-    sums = y.new_empty((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
-    return torch.empty_like(y), sums
+def _no_sums(y: Tensor) -> Tensor:
+    return y.new_zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
 
 
-def _setup_context(ctx, inputs, output):
-    y, weight, bias, mean, invstd, _residual, learned, *ctx.constants = inputs
-    ctx.save_for_backward(y, weight, bias, mean, invstd, learned)
+class _BNNeuron(torch.autograd.Function):
+    """The two operators as one node of the autograd graph.
 
-
-def _backward(ctx, grad):
-    needs = ctx.needs_input_grad
-    y, weight, bias, mean, invstd, learned = ctx.saved_tensors
-    needs_sums = needs[1] or needs[2] or needs[6]
-    dy, sums = bn_neuron_backward_op(
-        grad, y, weight, bias, mean, invstd, learned, *ctx.constants, needs_sums
-    )
-    return (
-        dy,
-        sums[1] * invstd if needs[1] else None,
-        sums[0] if needs[2] else None,
-        None,
-        None,
-        grad if needs[5] else None,
-        sums[2].sum() if needs[6] else None,
-        *[None] * len(ctx.constants),
-    )
-
-
-bn_neuron_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-@torch.library.custom_op("qkformer::batch_statistics", mutates_args=())
-def batch_statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and 1 / sqrt(variance + eps) of each channel of [N, C, H, W], as constants.
-
-    Their dependence on ``y`` is part of :func:`bn_neuron`'s gradient.
+    ``torch.library.register_autograd`` would do, too, but takes as long as the rest of a call.
     """
-    return statistics.mean_variance_invstd(dense(y), eps)
+
+    @staticmethod
+    def forward(ctx, y, weight, bias, mean, invstd, residual, learned, *constants):
+        ctx.save_for_backward(y, weight, bias, mean, invstd, learned)
+        ctx.constants = constants
+        return bn_neuron_op(y, weight, bias, mean, invstd, residual, learned, *constants)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        needs = ctx.needs_input_grad
+        needs_sums = needs[1] or needs[2] or needs[6]
+        saved = ctx.saved_tensors
+        dy, sums = bn_neuron_backward_op(grad, *saved, *ctx.constants, needs_sums)
+        return (
+            dy,
+            sums[1] * saved[4] if needs[1] else None,
+            sums[0] if needs[2] else None,
+            None,
+            None,
+            grad if needs[5] else None,
+            sums[2].sum() if needs[6] else None,
+            *[None] * len(ctx.constants),
+        )
 
 
-@batch_statistics.register_fake
-def _(y, eps):
+def _fake_batch_statistics(y, *args):
     mean = y.new_empty(y.shape[1], dtype=membrane_dtype(y.dtype))
     return mean, torch.empty_like(mean), torch.empty_like(mean)
+
+
+@operator("batch_statistics", fake=_fake_batch_statistics)
+def batch_statistics(y: Tensor, eps: float, repeats: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each channel of [N, C, H, W]: mean, unbiased variance and 1 / sqrt(variance + eps).
+
+    The last is of the biased variance. Constants: their dependence on ``y`` is part of
+    :func:`bn_neuron`'s gradient.
+
+    Args:
+        y: without gradient.
+        repeats: how often the unbiased variance counts each value.
+    """
+    return statistics.mean_variance_invstd(dense(y), eps, repeats)
 
 
 def bn_neuron(
@@ -181,7 +192,7 @@ def bn_neuron(
         None if t is None else t.to(real).contiguous() for t in (weight, bias, mean, invstd)
     )
     learned = reciprocal_tau.to(real) if isinstance(reciprocal_tau, Tensor) else None
-    return bn_neuron_op(
+    return _BNNeuron.apply(
         y,
         weight,
         bias,

@@ -162,16 +162,14 @@ def test_no_neurons_no_launch(host, shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("learned", [False, True])
 def test_opcheck(host, learned, dtype):
-    x = currents((4, 1, 1, 12), dtype)[0].requires_grad_()
-    real = reference.membrane_dtype(dtype)
-    tau = torch.tensor(0.4, dtype=real, requires_grad=True) if learned else None
+    x = currents((4, 1, 1, 12), dtype)[0].detach()
+    tau = torch.tensor(0.4, dtype=reference.membrane_dtype(dtype)) if learned else None
     neuron = (tau, None if learned else 0.5, 1.0, 0.0, 4.0)
     rest = (4, False, False, False, 1)  # steps, repeated, pool, batch_statistics, splits
     none = (None,) * 4
     torch.library.opcheck(ops.bn_neuron_op, (x, *none, None, *neuron, *rest))
     grad = torch.randn_like(x)
-    inputs = (grad, x.detach(), *none, neuron[0] and tau.detach(), *neuron[1:], *rest, learned)
-    torch.library.opcheck(ops.bn_neuron_backward_op, inputs)
+    torch.library.opcheck(ops.bn_neuron_backward_op, (grad, x, *none, *neuron, *rest, learned))
 
 
 def test_compiles_without_graph_breaks(host):
