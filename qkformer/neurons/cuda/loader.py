@@ -18,6 +18,7 @@ DTYPES = {
     torch.float64: "FLOAT64",
 }
 BLOCK = 256  # threads
+CACHE_REMEDY = "set CUPY_CACHE_DIR to a folder that can be written"
 
 
 class Variant(NamedTuple):
@@ -105,6 +106,8 @@ def _cupy_unavailable() -> str | None:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         return f"CuPy cannot be imported ({error}): {remedy}"
+    except OSError as error:  # CuPy 14 makes its cache's folder when it is imported
+        return f"CuPy cannot be imported ({error}): {CACHE_REMEDY}"
     built = cupy.cuda.runtime.runtimeGetVersion() // 1000
     if built != int(major):
         return (
@@ -132,8 +135,18 @@ def _external_stream(pointer: int, device: int) -> Any:
 
 @functools.cache
 def _kernel(name: str, variant: Variant) -> Any:
-    """CuPy's RawKernel: compiled at its first call, on every device anew."""
-    return _module(variant).get_function(name)
+    """CuPy's RawKernel, compiled here; on other devices at its first call."""
+    if torch.cuda.is_current_stream_capturing():  # CUDA would only say: not permitted
+        raise RuntimeError(
+            f"kernel {name} cannot be compiled while a CUDA graph is captured: run the same step "
+            "once before, as torch.cuda.make_graphed_callables does"
+        )
+    try:
+        return _module(variant).get_function(name)
+    except OSError as error:
+        raise RuntimeError(
+            f"CuPy cannot keep what it compiled ({error}): {CACHE_REMEDY}"
+        ) from error
 
 
 @functools.cache
