@@ -115,10 +115,15 @@ def _cupy_unavailable() -> str | None:
             f"pip uninstall cupy-cuda{built}x, then {remedy}"
         )
     try:
-        cupy.cuda.nvrtc.getVersion()
+        compiler, _ = cupy.cuda.nvrtc.getVersion()
     except (ImportError, OSError, RuntimeError) as error:
         line = " ".join(str(error).split())
         return f"CuPy finds no compiler ({line}): pip install 'cupy-cuda{major}x[ctk]'"
+    if compiler > int(major):  # CuPy 14 takes the newest there is; old GPUs and drivers do not
+        return (
+            f"CuPy finds the compiler of CUDA {compiler}, PyTorch is built for CUDA {wanted}: "
+            "pip uninstall nvidia-cuda-nvrtc"
+        )
     return None
 
 

@@ -30,7 +30,7 @@ def fresh():
 def machine(monkeypatch):
     """A machine with a GPU, PyTorch for CUDA 13 and a CuPy that records what it is asked."""
 
-    def build(cuda="13.0", gpu=True, cupy_cuda=13020, nvrtc=True):
+    def build(cuda="13.0", gpu=True, cupy_cuda=13020, nvrtc=13):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -60,7 +60,7 @@ class FakeCupy(types.ModuleType):
         def nvrtc_version():
             if not nvrtc:
                 raise RuntimeError("failed to load\n libnvrtc.so.13")
-            return 13, 0
+            return nvrtc, 0
 
         self.cuda = types.SimpleNamespace(
             runtime=types.SimpleNamespace(runtimeGetVersion=lambda: version),
@@ -91,7 +91,9 @@ class FakeCupy(types.ModuleType):
         (dict(cupy_cuda=0, cuda="12.8"), torch.float32, CUDA, r"qkformer\[cuda12\]"),
         (dict(cupy_cuda=12090), torch.float32, CUDA,
          r"CuPy is built for CUDA 12, PyTorch for CUDA 13.0: pip uninstall cupy-cuda12x.*cuda13"),
-        (dict(nvrtc=False), torch.float32, CUDA,
+        (dict(cupy_cuda=12090, cuda="12.8"), torch.float32, CUDA,
+         "compiler of CUDA 13, PyTorch is built for CUDA 12.8: pip uninstall nvidia-cuda-nvrtc"),
+        (dict(nvrtc=None), torch.float32, CUDA,
          r"no compiler \(failed to load libnvrtc.so.13\): pip install 'cupy-cuda13x\[ctk\]'"),
         (dict(), torch.int32, CUDA, "float32, float16, bfloat16, float64, got int32"),
         (dict(), torch.float32, CPU, "tensor on cpu"),
