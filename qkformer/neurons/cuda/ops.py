@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from qkformer.neurons.cuda import launch, statistics
 from qkformer.neurons.cuda.layout import dense, empty_output, like
-from qkformer.neurons.cuda.operator import operator
+from qkformer.neurons.cuda.registry import operator
 from qkformer.neurons.reference import membrane_dtype
 
 

@@ -10,8 +10,8 @@ _LIBRARY = torch.library.Library("qkformer", "FRAGMENT")
 def operator(name: str, *, fake: Callable) -> Callable[[Callable], torch._ops.OpOverload]:
     """Decorator that turns a function into ``torch.ops.qkformer.<name>``.
 
-    As ``torch.library.custom_op``, which however wraps every call in checks of aliasing and in
-    autograd's look at defaults: more time than it takes to launch a kernel.
+    As ``torch.library.custom_op``, without what that puts around every call (checks of aliasing,
+    Dynamo's guard), which takes longer than to launch a kernel.
 
     Args:
         name: of the operator.
