@@ -51,7 +51,7 @@ def compare(
     Args:
         contenders: The first one is what the others' ratios are against.
         device: Where they compute.
-        repeats: Rounds that are timed; one more, before them, is not.
+        repeats: Rounds that are timed; two more, before them, are not.
         items: Images (or whatever throughput counts) in one step.
         memory: Whether to measure memory, and the kernel launches, too.
 
@@ -113,7 +113,10 @@ def kernel_launches(step: Step) -> int:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
         torch.cuda.synchronize()
-    return sum(event.device_type == DeviceType.CUDA for event in profiler.events())
+    return sum(
+        event.device_type == DeviceType.CUDA and not event.is_user_annotation
+        for event in profiler.events()
+    )
 
 
 def cpu_peaks(
@@ -141,18 +144,28 @@ def cpu_peaks(
 
 
 def _ready(contenders: Sequence[Contender]) -> tuple[dict[str, Step], dict[str, str]]:
-    """Steps that have run once, and why the others cannot."""
+    """Steps that have run twice, and why the others cannot.
+
+    The second time every model and input is in memory, as when they are timed: near the limit of a
+    GPU's memory the first time says too little.
+    """
     steps, reasons = {}, {}
     for contender in contenders:
         if contender.missing is not None:
             reasons[contender.name] = contender.missing
             continue
         try:
-            step = contender.make()
-            step()
-            steps[contender.name] = step
+            steps[contender.name] = contender.make()
+            steps[contender.name]()
         except (RuntimeError, ImportError) as error:  # no memory, no kernels, no compiler
+            steps.pop(contender.name, None)  # and with it its model, before the next one's is made
             reasons[contender.name] = _first_line(error)
+    for name in list(steps):
+        try:
+            steps[name]()
+        except RuntimeError as error:
+            del steps[name]
+            reasons[name] = _first_line(error)
     return steps, reasons
 
 

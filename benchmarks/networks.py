@@ -35,6 +35,7 @@ class Setting:
         channels_last: Memory layout of convolutions.
         compiled: torch.compile.
         folded: BatchNorm folded into the convolutions (inference).
+        graphed: Replayed as a CUDA graph (inference).
     """
 
     model: str
@@ -47,6 +48,7 @@ class Setting:
     channels_last: bool = False
     compiled: bool = False
     folded: bool = False
+    graphed: bool = False
 
     def defaults(self) -> nn.Module:
         """The model without weights, to ask for T and the shape of the input."""
@@ -81,7 +83,7 @@ def contenders(
         setting: What they share.
         step: training_step or inference_step.
         compiled: Add torch.compile of both.
-        folded: Add ours with BatchNorm folded.
+        folded: Add ours with BatchNorm folded, and on a GPU as a CUDA graph.
     """
     peer = f"SpikingJelly {version('spikingjelly')}"
     missing = None if setting.model in PEERS else f"SpikingJelly has no {setting.model}"
@@ -103,13 +105,30 @@ def contenders(
     if compiled:
         variants += [(f"{peer}, compiled", peer_network, {"compiled": True})]
         variants += [("ours, torch, compiled", our_network, {"compiled": True})]
-    variants += [("ours, cupy", our_network, {"backend": "cupy", "folded": folded})]
+    variants += _gpu_variants(setting, compiled=compiled, folded=folded)
     return [
         Contender(name, None, missing)
         if network is peer_network and missing
         else Contender(name, partial(step, network, replace(setting, **differing)))
         for name, network, differing in variants
     ]
+
+
+def _gpu_variants(setting: Setting, *, compiled: bool, folded: bool) -> list[tuple]:
+    """Ours on CuPy's kernels, in inference always folded; on a CPU one row that says what lacks."""
+    cupy = {"backend": "cupy", "folded": folded}
+    variants = [("ours, cupy", our_network, cupy)]
+    if setting.device.type == "cuda":
+        last = cupy | {"channels_last": True}
+        variants += [("ours, cupy, channels_last", our_network, last)]
+        if compiled:
+            variants += [("ours, cupy, compiled", our_network, cupy | {"compiled": True})]
+        if folded:
+            variants += [
+                ("ours, cupy, CUDA graph", our_network, cupy | {"graphed": True}),
+                ("ours, cupy, channels_last, CUDA graph", our_network, last | {"graphed": True}),
+            ]
+    return variants
 
 
 def our_network(setting: Setting) -> nn.Module:
@@ -156,6 +175,9 @@ def inference_step(network: Callable[[Setting], nn.Module], setting: Setting) ->
         model = qkformer.fuse_for_inference(model)
     model = _prepared(model, setting).to(dtype)
     x = setting.inputs(dtype)
+    if setting.graphed:
+        with torch.inference_mode():
+            model = torch.cuda.make_graphed_callables(model, (x,))
 
     def step() -> None:
         with torch.inference_mode():

@@ -3,6 +3,7 @@
 import importlib
 import json
 import shlex
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +85,45 @@ def test_what_has_no_peer_says_so(tmp_path):
     assert "not measured: SpikingJelly has no qkformer_2_256" in table
     assert "**Not measured on a GPU.**" in table
     assert "### train\n\nNot measured on this machine." in table
+
+
+@pytest.mark.parametrize("benchmark", ["train", "inference"])
+def test_a_gpu_has_rows_of_its_own(benchmark):
+    networks = module("networks")
+    step = getattr(networks, {"train": "training_step"}.get(benchmark, "inference_step"))
+    names = {}
+    for device in ("cpu", "cuda"):
+        setting = networks.Setting("qkformer_10_384", 224, 1, "fp16", torch.device(device))
+        inference = benchmark == "inference"
+        made = networks.contenders(setting, step, compiled=False, folded=inference)
+        names[device] = [contender.name for contender in made]
+    assert names["cuda"][: len(names["cpu"])] == names["cpu"]
+    own = names["cuda"][len(names["cpu"]) :]
+    assert own[0] == "ours, cupy, channels_last"
+    assert ("ours, cupy, CUDA graph" in own) == (benchmark == "inference")
+
+
+def test_what_does_not_fit_beside_the_others_is_not_measured():
+    """On a GPU near its limit; and what fails leaves nothing behind."""
+    measure = module("measure")
+    made = []
+
+    class Step:
+        def __init__(self, fails_at):
+            assert all(step() is None for step in made), "a failed step is still there"
+            self.calls, self.fails_at = 0, fails_at
+            if fails_at == 1:
+                made.append(weakref.ref(self))
+
+        def __call__(self):
+            self.calls += 1
+            if self.calls == self.fails_at:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to ...")
+
+    contenders = [measure.Contender(str(n), partial(Step, n)) for n in (9, 1, 2, 8)]
+    rows = measure.compare(contenders, torch.device("cpu"), repeats=3, items=1, memory=False)
+    assert ["seconds" in row for row in rows] == [True, False, False, True]
+    assert rows[1]["not_measured"] == rows[2]["not_measured"] == "CUDA out of memory."
 
 
 def test_a_plot_of_scaling(tmp_path):

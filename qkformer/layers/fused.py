@@ -153,17 +153,14 @@ def _norm(
         return dict(mean=None, invstd=None, conv_bias=conv_bias, batch_statistics=False)
     batch_statistics = bns[0].training or bns[0].running_mean is None
     if batch_statistics:
-        values = y.numel() // y.shape[1]
-        if values == 1:
+        if y.numel() == y.shape[1]:
             raise ValueError(
                 f"BatchNorm needs more than 1 value per channel in training, got {tuple(y.shape)}"
             )
-        mean, variance, invstd = ops.batch_statistics(y.detach(), bns[0].eps)
+        mean, variance, invstd = ops.batch_statistics(y.detach(), bns[0].eps, repeats)
         if conv_bias is not None:
             mean = mean + conv_bias.detach()
-        count = values * repeats
-        unbiased = variance * (count / (count - 1))
-        shares = zip(bns, mean.chunk(len(bns)), unbiased.chunk(len(bns)), strict=True)
+        shares = zip(bns, mean.chunk(len(bns)), variance.chunk(len(bns)), strict=True)
         for bn, *statistics in shares:
             if bn.training and bn.track_running_stats:
                 _update_running_statistics(bn, *statistics)

@@ -6,6 +6,7 @@ neuron alone is one with C = H = 1 and no BatchNorm.
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,7 @@ REDUCE_THREADS = 1 << 18  # about what fills the largest GPU; each writes one pa
 WORK_THREADS = 1 << 16  # bounds the memory of membranes beyond MAX_UNROLLED steps
 
 
-@dataclass(frozen=True)
-class Neuron:
+class Neuron(NamedTuple):
     """The neuron's constants; ``learned`` is PLIF's 1 / tau (0-dim), else ``reciprocal_tau``."""
 
     learned: Tensor | None
@@ -37,8 +37,7 @@ class Neuron:
         return "IF" if self.reciprocal_tau is None else "LIF"
 
 
-@dataclass(frozen=True)
-class Norm:
+class Norm(NamedTuple):
     """BatchNorm: weight, bias, mean and 1 / sqrt(var + eps); the bias of the convolution in front
     where ``y`` is without it, though ``mean`` is not. [C] each, in the membrane's dtype."""
 

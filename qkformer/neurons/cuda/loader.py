@@ -4,9 +4,8 @@ import functools
 import importlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -19,10 +18,10 @@ DTYPES = {
     torch.float64: "FLOAT64",
 }
 BLOCK = 256  # threads; a power of two
+CACHE_REMEDY = "set CUPY_CACHE_DIR to a folder that can be written"
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """What a kernel is compiled for.
 
     Attributes:
@@ -107,6 +106,8 @@ def _cupy_unavailable() -> str | None:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         return f"CuPy cannot be imported ({error}): {remedy}"
+    except OSError as error:  # CuPy 14 makes its cache's folder when it is imported
+        return f"CuPy cannot be imported ({error}): {CACHE_REMEDY}"
     built = cupy.cuda.runtime.runtimeGetVersion() // 1000
     if built != int(major):
         return (
@@ -114,10 +115,15 @@ def _cupy_unavailable() -> str | None:
             f"pip uninstall cupy-cuda{built}x, then {remedy}"
         )
     try:
-        cupy.cuda.nvrtc.getVersion()
+        compiler, _ = cupy.cuda.nvrtc.getVersion()
     except (ImportError, OSError, RuntimeError) as error:
         line = " ".join(str(error).split())
         return f"CuPy finds no compiler ({line}): pip install 'cupy-cuda{major}x[ctk]'"
+    if compiler > int(major):  # CuPy 14 takes the newest there is; old GPUs and drivers do not
+        return (
+            f"CuPy finds the compiler of CUDA {compiler}, PyTorch is built for CUDA {wanted}: "
+            "pip uninstall nvidia-cuda-nvrtc"
+        )
     return None
 
 
@@ -134,8 +140,18 @@ def _external_stream(pointer: int, device: int) -> Any:
 
 @functools.cache
 def _kernel(name: str, variant: Variant) -> Any:
-    """CuPy's RawKernel: compiled at its first call, on every device anew."""
-    return _module(variant).get_function(name)
+    """CuPy's RawKernel, compiled here; on other devices at its first call."""
+    if torch.cuda.is_current_stream_capturing():  # CUDA would only say: not permitted
+        raise RuntimeError(
+            f"kernel {name} cannot be compiled while a CUDA graph is captured: run the same step "
+            "once before, as torch.cuda.make_graphed_callables does"
+        )
+    try:
+        return _module(variant).get_function(name)
+    except OSError as error:
+        raise RuntimeError(
+            f"CuPy cannot keep what it compiled ({error}): {CACHE_REMEDY}"
+        ) from error
 
 
 @functools.cache

@@ -1,20 +1,28 @@
 """The kernels as PyTorch operators: ``torch.ops.qkformer.bn_neuron`` and its backward.
 
-Registered with fake implementations and autograd, so that ``torch.compile``, ``opcheck`` and CUDA
-graphs work. Nothing is mutated: BatchNorm's running statistics are its module's business.
+Registered with fake implementations, so that ``torch.compile``, ``opcheck`` and CUDA graphs work;
+:func:`bn_neuron` is what has a gradient. Nothing is mutated: BatchNorm's running statistics are its
+module's business.
 """
 
 import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from qkformer.neurons.cuda import launch, statistics
 from qkformer.neurons.cuda.layout import dense, empty_output, like
+from qkformer.neurons.cuda.registry import operator
 from qkformer.neurons.reference import membrane_dtype
 
 
-@torch.library.custom_op("qkformer::bn_neuron", mutates_args=())
+def _fake_bn_neuron(y, *args):
+    steps, repeated, pool, _, splits = args[11:16]
+    return empty_output(dense(y), steps, repeated, pool, splits)
+
+
+@operator("bn_neuron", fake=_fake_bn_neuron)
 def bn_neuron_op(
     y: Tensor,
     weight: Tensor | None,
@@ -41,13 +49,13 @@ def bn_neuron_op(
     return launch.forward(call, residual)
 
 
-@bn_neuron_op.register_fake
-def _(y, *args):
-    steps, repeated, pool, _, splits = args[11:16]
-    return empty_output(dense(y), steps, repeated, pool, splits)
+def _fake_bn_neuron_backward(grad, y, *args):
+    y = dense(y)
+    sums = y.new_empty((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
+    return torch.empty_like(y), sums
 
 
-@torch.library.custom_op("qkformer::bn_neuron_backward", mutates_args=())
+@operator("bn_neuron_backward", fake=_fake_bn_neuron_backward)
 def bn_neuron_backward_op(
     grad: Tensor,
     y: Tensor,
@@ -74,72 +82,77 @@ def bn_neuron_backward_op(
     norm = launch.Norm(weight, bias, mean, invstd, conv_bias)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
     call = launch.Call(y, norm, neuron, steps, repeated, pool, splits)
-    sums = torch.zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype), device=y.device)
     if y.numel() == 0:
-        return torch.empty_like(y), sums
+        return torch.empty_like(y), _no_sums(y)
     grad = like(grad, y)
     if pool:
         grad_max, place, sums = launch.pooled_backward(call, grad)
         dy = launch.pooled_gather(call, grad_max, place, sums if batch_statistics else None)
         return dy, sums
-    if sums_needed or batch_statistics:
-        sums = launch.reduce(call, grad)
+    sums = launch.reduce(call, grad) if sums_needed or batch_statistics else _no_sums(y)
     return launch.backward(call, grad, sums if batch_statistics else None), sums
 
 
-@bn_neuron_backward_op.register_fake
-def _(grad, y, *args):
-    y = dense(y)
-    sums = y.new_empty((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
-    return torch.empty_like(y), sums
+def _no_sums(y: Tensor) -> Tensor:
+    return y.new_zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
 
 
-def _setup_context(ctx, inputs, output):
-    y, weight, bias, mean, invstd, conv_bias, _residual, learned, *ctx.constants = inputs
-    ctx.save_for_backward(y, weight, bias, mean, invstd, conv_bias, learned)
+class _BNNeuron(torch.autograd.Function):
+    """The two operators as one node of the autograd graph.
 
-
-def _backward(ctx, grad):
-    needs = ctx.needs_input_grad
-    tensors, batch_statistics = ctx.saved_tensors, ctx.constants[-2]
-    _y, weight, _bias, _mean, invstd, _conv_bias, _learned = tensors
-    needs_sums = needs[1] or needs[2] or needs[5] or needs[7]
-    dy, sums = bn_neuron_backward_op(grad, *tensors, *ctx.constants, needs_sums)
-    grad_conv_bias = None
-    if needs[5] and batch_statistics:
-        grad_conv_bias = torch.zeros_like(sums[0])  # the mean moves with it
-    elif needs[5]:
-        scale = [factor for factor in (weight, invstd) if factor is not None]
-        grad_conv_bias = math.prod(scale, start=sums[0])
-    return (
-        dy,
-        sums[1] * invstd if needs[1] else None,
-        sums[0] if needs[2] else None,
-        None,
-        None,
-        grad_conv_bias,
-        grad if needs[6] else None,
-        sums[2].sum() if needs[7] else None,
-        *[None] * len(ctx.constants),
-    )
-
-
-bn_neuron_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-@torch.library.custom_op("qkformer::batch_statistics", mutates_args=())
-def batch_statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and 1 / sqrt(variance + eps) of each channel of [N, C, H, W], as constants.
-
-    Their dependence on ``y`` is part of :func:`bn_neuron`'s gradient.
+    ``torch.library.register_autograd`` would do, too, but takes as long as the rest of a call.
     """
-    return statistics.mean_variance_invstd(dense(y), eps)
+
+    @staticmethod
+    def forward(ctx, y, weight, bias, mean, invstd, conv_bias, residual, learned, *constants):
+        norm = (weight, bias, mean, invstd, conv_bias)
+        ctx.save_for_backward(y, *norm, learned)
+        ctx.constants = constants
+        return bn_neuron_op(y, *norm, residual, learned, *constants)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        needs, saved, batch_statistics = ctx.needs_input_grad, ctx.saved_tensors, ctx.constants[-2]
+        _y, weight, _bias, _mean, invstd, _conv_bias, _learned = saved
+        needs_sums = needs[1] or needs[2] or needs[5] or needs[7]
+        dy, sums = bn_neuron_backward_op(grad, *saved, *ctx.constants, needs_sums)
+        grad_conv_bias = None
+        if needs[5] and batch_statistics:
+            grad_conv_bias = torch.zeros_like(sums[0])  # the mean moves with it
+        elif needs[5]:
+            scale = [factor for factor in (weight, invstd) if factor is not None]
+            grad_conv_bias = math.prod(scale, start=sums[0])
+        return (
+            dy,
+            sums[1] * invstd if needs[1] else None,
+            sums[0] if needs[2] else None,
+            None,
+            None,
+            grad_conv_bias,
+            grad if needs[6] else None,
+            sums[2].sum() if needs[7] else None,
+            *[None] * len(ctx.constants),
+        )
 
 
-@batch_statistics.register_fake
-def _(y, eps):
+def _fake_batch_statistics(y, *args):
     mean = y.new_empty(y.shape[1], dtype=membrane_dtype(y.dtype))
     return mean, torch.empty_like(mean), torch.empty_like(mean)
+
+
+@operator("batch_statistics", fake=_fake_batch_statistics)
+def batch_statistics(y: Tensor, eps: float, repeats: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each channel of [N, C, H, W]: mean, unbiased variance and 1 / sqrt(variance + eps).
+
+    The last is of the biased variance. Constants: their dependence on ``y`` is part of
+    :func:`bn_neuron`'s gradient.
+
+    Args:
+        y: without gradient.
+        repeats: how often the unbiased variance counts each value.
+    """
+    return statistics.mean_variance_invstd(dense(y), eps, repeats)
 
 
 def bn_neuron(
@@ -195,7 +208,7 @@ def bn_neuron(
         for t in (weight, bias, mean, invstd, conv_bias)
     )
     learned = reciprocal_tau.to(real) if isinstance(reciprocal_tau, Tensor) else None
-    return bn_neuron_op(
+    return _BNNeuron.apply(
         y,
         weight,
         bias,

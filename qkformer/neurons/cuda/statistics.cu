@@ -90,16 +90,17 @@ extern "C" __global__ void combine(real* from, real* into, unsigned from_parts,
     target.write(channel, first, all);
 }
 
-// mean, variance and 1 / sqrt(variance + eps), [channels] each
+// mean, variance * unbias and 1 / sqrt(variance + eps), [channels] each
 extern "C" __global__ void finish(real* from, real* mean, real* variance, real* invstd,
                                   unsigned from_parts, unsigned channels, int channels_last,
-                                  real eps) {
+                                  real eps, real unbias) {
     const unsigned channel = thread_index();
     if (channel >= channels) return;
     const Parts source = {from, channels, from_parts, channels_last != 0};
     Moments all = {0, 0, 0};
     for (unsigned part = 0; part < from_parts; ++part) all.add(source.read(channel, part));
     mean[channel] = all.mean;
-    variance[channel] = all.squares / all.count;
-    invstd[channel] = 1 / square_root(variance[channel] + eps);
+    const real biased = all.squares / all.count;
+    variance[channel] = biased * unbias;
+    invstd[channel] = 1 / square_root(biased + eps);
 }

@@ -13,14 +13,16 @@ PACKS_PER_THREAD = 32
 COMBINED = 64  # partial results per channel that the last launch takes
 
 
-def mean_variance_invstd(y: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and 1 / sqrt(variance + eps) of each channel of a dense [N, C, H, W].
+def mean_variance_invstd(y: Tensor, eps: float, repeats: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``ops.batch_statistics`` says, of each channel of a dense [N, C, H, W].
 
-    [C] each, in float32, or float64 for such a ``y``; the variance is that of the batch (biased).
+    [C] each, in float32, or float64 for such a ``y``.
     """
+    count = y.numel() // max(1, y.shape[1]) * repeats
+    unbias = count / max(1, count - 1)
     if y.numel() == 0 or y.numel() >= 2**31:  # more than the kernel's indices hold
         variance, mean = torch.var_mean(y.to(membrane_dtype(y.dtype)), (0, 2, 3), correction=0)
-        return mean, variance, (variance + eps).rsqrt()
+        return mean, variance * unbias, (variance + eps).rsqrt()
     channels, height, width = y.shape[1:]
     last = channels_last(y) or height * width == 1
     inner = 1 if last else height * width
@@ -49,5 +51,6 @@ def mean_variance_invstd(y: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]
         run_kernel("combine", channels * COMBINED, (partial, fewer), *sizes)
         partial, split = fewer, COMBINED
     results = tuple(y.new_empty(channels, dtype=real) for _ in range(3))
-    run_kernel("finish", channels, (partial, *results), split, channels, flag, number(eps))
+    sizes = (split, channels, flag, number(eps), number(unbias))
+    run_kernel("finish", channels, (partial, *results), *sizes)
     return results

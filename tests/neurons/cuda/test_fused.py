@@ -131,17 +131,26 @@ def test_gradients_of_a_part(host, frozen):
 )
 def test_opcheck(options):
     p = random_problem((2, 4, 5, 6), dtype=torch.float32, **dict(steps=4) | options)
-    leaves = p.differentiable
-    mean, _, invstd = ops.batch_statistics(p.x, p.eps)
-    torch.library.opcheck(ops.batch_statistics, (p.x, p.eps))
+    leaves = {name: leaf.detach() for name, leaf in p.differentiable.items()}
+    mean, _, invstd = ops.batch_statistics(p.x, p.eps, 1)
+    torch.library.opcheck(ops.batch_statistics, (p.x, p.eps, 1))
     norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd, leaves.get("conv_bias"))
     tau = (leaves.get("learned"), p.neuron.get("reciprocal_tau"))
     constants = (*tau, 0.8, -0.1, 3.0, p.steps, p.repeated, p.pool, p.training, 1)
     torch.library.opcheck(
         ops.bn_neuron_op, (leaves["x"], *norm, leaves.get("residual"), *constants)
     )
-    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in (*norm, *constants)]
-    torch.library.opcheck(ops.bn_neuron_backward_op, (p.grad, p.x, *detached, True))
+    torch.library.opcheck(ops.bn_neuron_backward_op, (p.grad, p.x, *norm, *constants, True))
+
+
+def test_a_second_derivative_is_refused():
+    p = random_problem((2, 4, 5, 6), steps=4, kind="lif", dtype=torch.float64)
+    x = p.x.clone().requires_grad_()
+    constants = dict(mean=None, invstd=None, batch_statistics=False, reciprocal_tau=0.5)
+    y = ops.bn_neuron(x, steps=4, **constants)
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
 
 
 def test_refuses_more_than_it_can_index():
@@ -152,11 +161,11 @@ def test_refuses_more_than_it_can_index():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("last", "repeats"), [(False, 1), (True, 4)])
 @pytest.mark.parametrize(
     "shape", [(5, 8, 6, 10), (3, 7, 5, 3), (70, 3, 1, 1), (2, 4, 1, 9), (1, 1, 1, 2)], ids=str
 )
-def test_statistics(host, shape, last, dtype):
+def test_statistics(host, shape, last, repeats, dtype):
     """Of channels with means from 0 to 1000 standard deviations, one of them constant."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -165,13 +174,14 @@ def test_statistics(host, shape, last, dtype):
         y[:, 1], y[:, 2] = y[:, 1] + 1000, -3.0
     layout = torch.channels_last if last else torch.contiguous_format
     y = y.to(dtype).contiguous(memory_format=layout)
-    mean, spread, invstd = ops.batch_statistics(y, 1e-5)
+    mean, spread, invstd = ops.batch_statistics(y, 1e-5, repeats)
     if y.numel() > 1000:  # enough for more parts than the last launch takes
         assert host.launched == ["moments", "combine", "finish"]
     variance, expected = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    unbiased = y.double().repeat(repeats, 1, 1, 1).var((0, 2, 3))
     unit = torch.finfo(mean.dtype).eps
     torch.testing.assert_close(mean.double(), expected, rtol=4 * unit, atol=20 * unit)
-    torch.testing.assert_close(spread.double(), variance, rtol=1e3 * unit, atol=unit)
+    torch.testing.assert_close(spread.double(), unbiased, rtol=1e3 * unit, atol=unit)
     torch.testing.assert_close(
         invstd.double(), (variance + 1e-5).rsqrt(), rtol=1e3 * unit, atol=20 * unit
     )

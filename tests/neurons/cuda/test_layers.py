@@ -210,6 +210,26 @@ def test_autocast(host, dtype):
 
 
 @pytest.mark.parametrize("pool", [None, "before"])
+def test_keeps_the_convolutions_input_and_output_and_no_more(host, pool):
+    ours, _ = pair(torch.float32, pool=pool)
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randn(T, B, 3, 16, 16)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = ours(x)
+    assert y.requires_grad
+    convolved = x.nbytes * 8 // 3
+    # weights and bias; BatchNorm's weight, bias, mean, invstd
+    parameters = 4 * (8 * 3 * 3 * 3 + 5 * 8)
+    assert sum(kept.values()) == x.nbytes + convolved + parameters
+
+
+@pytest.mark.parametrize("pool", [None, "before"])
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_without_graph_breaks(host, training, pool):
     ours, theirs = pair(pool=pool, neuron=PLIF)

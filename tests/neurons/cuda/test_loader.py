@@ -30,9 +30,10 @@ def fresh():
 def machine(monkeypatch):
     """A machine with a GPU, PyTorch for CUDA 13 and a CuPy that records what it is asked."""
 
-    def build(cuda="13.0", gpu=True, cupy_cuda=13020, nvrtc=True):
+    def build(cuda="13.0", gpu=True, cupy_cuda=13020, nvrtc=13):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         fake = FakeCupy(cupy_cuda, nvrtc) if cupy_cuda else None
         monkeypatch.setitem(sys.modules, "cupy", fake)
         return fake
@@ -59,7 +60,7 @@ class FakeCupy(types.ModuleType):
         def nvrtc_version():
             if not nvrtc:
                 raise RuntimeError("failed to load\n libnvrtc.so.13")
-            return 13, 0
+            return nvrtc, 0
 
         self.cuda = types.SimpleNamespace(
             runtime=types.SimpleNamespace(runtimeGetVersion=lambda: version),
@@ -90,7 +91,9 @@ class FakeCupy(types.ModuleType):
         (dict(cupy_cuda=0, cuda="12.8"), torch.float32, CUDA, r"qkformer\[cuda12\]"),
         (dict(cupy_cuda=12090), torch.float32, CUDA,
          r"CuPy is built for CUDA 12, PyTorch for CUDA 13.0: pip uninstall cupy-cuda12x.*cuda13"),
-        (dict(nvrtc=False), torch.float32, CUDA,
+        (dict(cupy_cuda=12090, cuda="12.8"), torch.float32, CUDA,
+         "compiler of CUDA 13, PyTorch is built for CUDA 12.8: pip uninstall nvidia-cuda-nvrtc"),
+        (dict(nvrtc=None), torch.float32, CUDA,
          r"no compiler \(failed to load libnvrtc.so.13\): pip install 'cupy-cuda13x\[ctk\]'"),
         (dict(), torch.int32, CUDA, "float32, float16, bfloat16, float64, got int32"),
         (dict(), torch.float32, CPU, "tensor on cpu"),
@@ -104,6 +107,33 @@ def test_cupy_says_what_is_wrong_and_what_to_do(machine, changed, dtype, device,
         with pytest.raises(RuntimeError, match=message):
             LIF(backend="cupy")
     assert functional.resolve_backend("torch", device, dtype) == "torch"
+
+
+def test_a_cache_that_cannot_be_written_is_named(machine, monkeypatch):
+    """CuPy 14 makes the folder at import; if it is there but read-only, writing a kernel fails."""
+    cupy = machine()
+
+    def fail(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied", "/root/.cupy")
+
+    monkeypatch.setattr(cupy, "RawModule", fail)
+    variant = loader.Variant("dense", torch.float16, "LIF", 4, 2)
+    with pytest.raises(RuntimeError, match=r"keep .*/root/\.cupy.*set CUPY_CACHE_DIR"):
+        loader._kernel("forward", variant)
+    monkeypatch.setattr(loader.importlib, "import_module", fail)
+    with pytest.warns(UserWarning, match=r"plain PyTorch: .*/root/\.cupy.*set CUPY_CACHE_DIR"):
+        assert functional.resolve_backend("auto", CUDA, torch.float16) == "torch"
+
+
+def test_nothing_is_compiled_while_a_cuda_graph_is_captured(machine, monkeypatch):
+    cupy = machine()
+    variant = loader.Variant("dense", torch.float16, "LIF", 4, 2)
+    kernel = loader._kernel("forward", variant)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert loader._kernel("forward", variant) is kernel
+    with pytest.raises(RuntimeError, match=r"kernel reduce cannot be compiled.*once before"):
+        loader._kernel("reduce", variant)
+    assert len(cupy.log) == 1
 
 
 def test_auto_takes_cupy_where_it_runs_and_says_so_once(machine, caplog):

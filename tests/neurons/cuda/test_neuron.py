@@ -73,6 +73,25 @@ def test_agrees_with_the_reference(host, T, name, shape, dtype):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NEURONS)
+def test_subnormal_numbers_taken_for_zero_move_no_spike(host, name, dtype):
+    """CuPy's compiler takes them so (-ftz=true), PyTorch does not."""
+    x, grad = currents((16, 5000), torch.float64)
+    x = torch.where(torch.rand(x.shape) < 0.5, x, x * 1e-39).to(dtype)
+    values = constants(NEURONS[name], dtype)
+    expected, expected_grads = run(reference.spike_sequence, x, grad.to(dtype), values)
+    assert torch.set_flush_denormal(True), "this processor cannot"
+    try:
+        spikes, grads = run(ops.neuron, x, grad.to(dtype), values)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(spikes, expected)
+    tolerance = max(torch.finfo(dtype).eps, 1e-5)
+    for got, exact in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(got, exact, rtol=tolerance, atol=1e-5 * exact.abs().max().item())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NEURONS)
 def test_inputs_on_the_threshold_fall_on_the_same_side(host, name, dtype):
@@ -162,16 +181,14 @@ def test_no_neurons_no_launch(host, shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("learned", [False, True])
 def test_opcheck(host, learned, dtype):
-    x = currents((4, 1, 1, 12), dtype)[0].requires_grad_()
-    real = reference.membrane_dtype(dtype)
-    tau = torch.tensor(0.4, dtype=real, requires_grad=True) if learned else None
+    x = currents((4, 1, 1, 12), dtype)[0].detach()
+    tau = torch.tensor(0.4, dtype=reference.membrane_dtype(dtype)) if learned else None
     neuron = (tau, None if learned else 0.5, 1.0, 0.0, 4.0)
     rest = (4, False, False, False, 1)  # steps, repeated, pool, batch_statistics, splits
     none = (None,) * 5
     torch.library.opcheck(ops.bn_neuron_op, (x, *none, None, *neuron, *rest))
     grad = torch.randn_like(x)
-    inputs = (grad, x.detach(), *none, neuron[0] and tau.detach(), *neuron[1:], *rest, learned)
-    torch.library.opcheck(ops.bn_neuron_backward_op, inputs)
+    torch.library.opcheck(ops.bn_neuron_backward_op, (grad, x, *none, *neuron, *rest, learned))
 
 
 def test_compiles_without_graph_breaks(host):

@@ -1,0 +1,32 @@
+"""Functions on tensors as PyTorch operators."""
+
+from collections.abc import Callable
+
+import torch
+
+_LIBRARY = torch.library.Library("qkformer", "FRAGMENT")
+
+
+def operator(name: str, *, fake: Callable) -> Callable[[Callable], torch._ops.OpOverload]:
+    """Decorator that turns a function into ``torch.ops.qkformer.<name>``.
+
+    As ``torch.library.custom_op``, without what that puts around every call (checks of aliasing,
+    Dynamo's guard), which takes longer than to launch a kernel.
+
+    Args:
+        name: of the operator.
+        fake: the same function for tensors without data, as ``torch.compile`` has them.
+
+    Returns:
+        Decorator of a function with type hints, for any device, that mutates none of its arguments,
+        returns none, and has no gradient: callers see to that.
+    """
+
+    def register(function: Callable) -> torch._ops.OpOverload:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"qkformer::{name}", fake, lib=_LIBRARY)
+        return getattr(torch.ops.qkformer, name).default
+
+    return register
