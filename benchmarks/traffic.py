@@ -94,12 +94,12 @@ def _read_again(name: str, args: tuple, outputs: object) -> int:
     if name == "convolution_backward":  # for the gradient of the input, and of the weight
         return _bytes(args[0]) if all(args[-1][:2]) else 0
     if name == "bn_neuron_backward":  # sums over channels first, then the gradient of the input
-        grad, y = args[:2]
+        grads, y = args[:2]
         if not args[14]:
-            return _bytes(grad) + _bytes(y)
+            return sum(map(_bytes, grads)) + _bytes(y)
         # of each window the gradient at its maximum and a byte that says where it is
-        windows = grad.numel() // (args[12] if args[13] else 1)
-        return _bytes(y) + 2 * windows * (grad.element_size() + 1)
+        windows = grads[0].numel() // (args[12] if args[13] else 1)
+        return _bytes(y) + 2 * windows * (y.element_size() + 1)
     return 0
 
 

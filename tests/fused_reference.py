@@ -127,7 +127,7 @@ def fused(p: Problem) -> tuple[Tensor, dict[str, Tensor]]:
         mean, invstd = p.running_mean, (p.running_var + p.eps).rsqrt()
     tau = {"reciprocal_tau": leaves.pop("learned")} if p.learned is not None else {}
     x, inputs = leaves.pop("x"), dict(leaves)
-    out = ops.bn_neuron(
+    (out,) = ops.bn_neuron(
         x,
         mean=mean,
         invstd=invstd,

@@ -78,7 +78,7 @@ def bn_neuron(
     added = None
     if residual is not None and residual.dtype == y.dtype:
         added, residual = residual.flatten(0, 1), None
-    spikes = ops.bn_neuron(
+    (spikes,) = ops.bn_neuron(
         y,
         **_norm([bn], y, conv_bias, repeats),
         **constants(neuron),
@@ -86,7 +86,8 @@ def bn_neuron(
         steps=steps,
         repeated=repeats > 1,
         pool=pool,
-    ).unflatten(0, (steps, -1))
+    )
+    spikes = spikes.unflatten(0, (steps, -1))
     return spikes if residual is None else residual + spikes
 
 
@@ -112,8 +113,8 @@ def bn_neurons(
     """
     n = len(bns)
     norm = _norm(bns, y, conv_bias)
-    spikes = ops.bn_neuron(y, **norm, **constants(neuron), steps=steps, splits=n)
-    return spikes.unflatten(0, (n, steps, -1)).unbind()
+    shares = ops.bn_neuron(y, **norm, **constants(neuron), steps=steps, splits=n)
+    return tuple(share.unflatten(0, (steps, -1)) for share in shares)
 
 
 def masks(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:

@@ -18,7 +18,8 @@ def project(layers: Sequence[ConvBNNeuron], x: Tensor) -> Sequence[Tensor]:
     would have to be taken apart again, so there every layer runs by itself.
 
     Args:
-        layers: 1x1 layers with as many channels each; their parameters stay where they are.
+        layers: two or three 1x1 layers with as many channels each; their parameters stay where
+            they are.
         x: [T, B, C, H, W].
 
     Returns:

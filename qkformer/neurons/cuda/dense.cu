@@ -1,10 +1,11 @@
 // (BatchNorm ->) neuron over y [T, M], M = B * C * H * W neurons in packs of VEC.
 //
 // repeated: y is [1, M] and every time step has the same current (a static image).
-// splits: see Output; what goes in stays together.
+// splits: see Output, whose tensors are `first`, `second` and `third`; what goes in stays together.
 
 extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __restrict__ residual,
-                                   Pack* __restrict__ out, unsigned packs, int repeated,
+                                   Pack* __restrict__ first, Pack* __restrict__ second,
+                                   Pack* __restrict__ third, unsigned packs, int repeated,
                                    unsigned channels, unsigned inner, unsigned splits,
                                    NORM_ARGUMENTS, NEURON_ARGUMENTS) {
     const unsigned i = thread_index();
@@ -13,7 +14,8 @@ extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __res
     const Layout layout = {channels, inner};
     Norm norm[VEC];
     layout.read(norm, layout.channel(i), NORM);
-    const Output output(layout, splits, packs, steps, i);
+    const Output output(layout, splits, packs, i);
+    Pack* __restrict__ spiked = output.of(first, second, third);
     Pack stored;
     run(neuron, steps,
         [&](int t, real* x) {
@@ -28,16 +30,18 @@ extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __res
             for (int lane = 0; lane < VEC; ++lane)
                 sum.lane[lane] = narrow(plus(residual ? widen(sum.lane[lane]) : real(0),
                                              spikes[lane] ? real(1) : real(0)));
-            out[output.at(t)] = sum;
+            spiked[output.at(t)] = sum;
         });
 }
 
 // Sums over the gradient dz of BatchNorm's output (of the neuron's currents).
-extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __restrict__ grad,
-                                  real* __restrict__ partial, real* work, unsigned packs,
-                                  unsigned per_group, unsigned threads, int repeated,
-                                  unsigned channels, unsigned inner, unsigned splits,
-                                  NORM_ARGUMENTS, NEURON_ARGUMENTS) {
+extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __restrict__ first,
+                                  const Pack* __restrict__ second,
+                                  const Pack* __restrict__ third, real* __restrict__ partial,
+                                  real* work, unsigned packs, unsigned per_group,
+                                  unsigned threads, int repeated, unsigned channels,
+                                  unsigned inner, unsigned splits, NORM_ARGUMENTS,
+                                  NEURON_ARGUMENTS) {
     const unsigned thread = thread_index();
     if (thread >= threads) return;
     const Neuron neuron = NEURON;
@@ -49,7 +53,8 @@ extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __rest
     Past past(work, thread, threads, steps);
     for (unsigned e = share.first; e < packs / share.groups; e += share.stride) {
         const unsigned i = share.pack(e);
-        const Output output(layout, splits, packs, steps, i);
+        const Output output(layout, splits, packs, i);
+        const Pack* __restrict__ grad = output.of(first, second, third);
         Pack stored;
         record(neuron, steps, past, [&](int t, real* x) {
             if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
@@ -73,8 +78,9 @@ extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __rest
 }
 
 // Gradient of y, [T, M] or, where y is repeated, [1, M].
-extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __restrict__ grad,
-                                    Pack* __restrict__ dy, real* work, const real* sums,
+extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __restrict__ first,
+                                    const Pack* __restrict__ second,
+                                    const Pack* __restrict__ third, Pack* __restrict__ dy, real* work, const real* sums,
                                     real reciprocal_count, unsigned packs, unsigned threads,
                                     int repeated, unsigned channels, unsigned inner,
                                     unsigned splits, NORM_ARGUMENTS, NEURON_ARGUMENTS) {
@@ -93,7 +99,8 @@ extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __re
             norm_gradient[lane].read(norm[lane], sums, channels,
                                      layout.channels_last() ? channel + lane : channel,
                                      reciprocal_count);
-        const Output output(layout, splits, packs, steps, i);
+        const Output output(layout, splits, packs, i);
+        const Pack* __restrict__ grad = output.of(first, second, third);
         Pack stored;
         record(neuron, steps, past, [&](int t, real* x) {
             if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];

@@ -5,6 +5,7 @@ neuron alone is one with C = H = 1 and no BatchNorm.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from qkformer.neurons.cuda.layout import channels_last, empty_output, like, part
 from qkformer.neurons.cuda.loader import LAUNCHERS, Variant
 from qkformer.neurons.reference import membrane_dtype
 
+MAX_SPLITS = 3  # tensors that a kernel writes: of q, k and v
 MAX_UNROLLED = 32  # time steps a kernel is specialised for; beyond, a membrane goes to memory
 REDUCE_THREADS = 1 << 18  # about what fills the largest GPU; each writes one partial sum
 WORK_THREADS = 1 << 16  # bounds the memory of membranes beyond MAX_UNROLLED steps
@@ -56,7 +58,8 @@ class Call:
         y: dense, see :func:`dense`.
         steps: T.
         repeated: ``y`` holds one time step that stands for all T.
-        splits: that many shares of the channels leave one behind the other; not with a pool.
+        splits: that many shares of the channels leave as tensors of their own, at most MAX_SPLITS;
+            not with a pool.
     """
 
     y: Tensor
@@ -80,6 +83,8 @@ class Call:
         self.channels, self.neurons = c, n * c * h * w
         # [B, C, 1] is channels last as well, and faster taken as such
         self.inner = 1 if self.last or h * w == 1 else h * w
+        if self.splits > MAX_SPLITS:
+            raise ValueError(f"the kernels split channels in at most {MAX_SPLITS}: {self.splits}")
         if self.inputs >= 2**31:
             raise ValueError(
                 f"the kernels index at most 2^31 - 1 values per time step, got {self.inputs}: "
@@ -142,22 +147,23 @@ class Call:
 
 
 def forward(call: Call, residual: Tensor | None) -> Tensor:
-    """Spikes, or residual + spikes, [splits * T * B, C / splits, H', W']."""
+    """Spikes, or residual + spikes, [splits * T * B, C / splits, H', W']: the shares behind each
+    other."""
     y = call.y
     out = empty_output(y, call.steps, call.repeated, call.pool, call.splits)
     if out.numel() == 0:
         return out
     residual = None if residual is None else like(residual, out)
-    tensors = [pointer(t) for t in (y, residual, out)]
     tail = call.norm_args() + call.neuron_args()
     if call.pool:
         sizes = [np.uint32(call.neurons), np.uint32(call.inputs), np.int32(call.repeated)]
-        args = tensors + sizes + call.pool_args() + tail
+        args = [*map(pointer, (y, residual, out)), *sizes, *call.pool_args(), *tail]
         call.launch("pooled", "pooled_forward", call.neurons, args)
     else:
         vec = call.vec(y, residual, out)
         packs = call.neurons // vec
-        args = [*tensors, np.uint32(packs), *call.shape_args(), *tail]
+        tensors = (y, residual, *padded(out.chunk(call.splits)))
+        args = [*map(pointer, tensors), np.uint32(packs), *call.shape_args(), *tail]
         call.launch("dense", "forward", packs, args, vec)
     return out
 
@@ -187,27 +193,32 @@ class Shares:
         return self.partial.sum(1 if self.call.inner == 1 else 2)
 
 
-def reduce(call: Call, grad: Tensor) -> Tensor:
+def padded(shares: Sequence[Tensor]) -> list[Tensor | None]:
+    """As many as the kernels know of."""
+    return [*shares, *[None] * (MAX_SPLITS - len(shares))]
+
+
+def reduce(call: Call, grads: Sequence[Tensor]) -> Tensor:
     """Sums over the gradient dz of the neuron's current, [3, C]; see :meth:`Shares.sums`."""
-    vec = call.vec(call.y, grad)
+    vec = call.vec(call.y, *grads)
     shares = Shares(call, vec)
     work = call.work(shares.threads)
-    args = [pointer(t) for t in (call.y, grad, shares.partial, work)]
+    args = [pointer(t) for t in (call.y, *padded(grads), shares.partial, work)]
     args += [np.uint32(n) for n in (call.neurons // vec, shares.per_group, shares.threads)]
     args += call.shape_args() + call.norm_args() + call.neuron_args()
     call.launch("dense", "reduce", shares.threads, args, vec)
     return shares.sums()
 
 
-def backward(call: Call, grad: Tensor, sums: Tensor | None) -> Tensor:
+def backward(call: Call, grads: Sequence[Tensor], sums: Tensor | None) -> Tensor:
     """Gradient of ``y``, without a pool; ``sums`` of :func:`reduce` for statistics of ``y``."""
     y = call.y
     dy = torch.empty_like(y)
-    vec = call.vec(y, grad, dy)
+    vec = call.vec(y, *grads, dy)
     packs = call.neurons // vec
     threads = call.bounded(packs)
     work = call.work(threads)
-    args = [pointer(t) for t in (y, grad, dy, work, sums)]
+    args = [pointer(t) for t in (y, *padded(grads), dy, work, sums)]
     args += [reciprocal_count(call), np.uint32(packs), np.uint32(threads)]
     args += call.shape_args() + call.norm_args() + call.neuron_args()
     call.launch("dense", "backward", threads, args, vec)

@@ -58,21 +58,27 @@ struct Layout {
     }
 };
 
-// Where a pack's spikes and their gradient are: [T, M], or, where `splits` neighbouring shares of the
-// channels leave as tensors of their own, [splits, T, M / splits].
+// Where a pack's spikes and their gradient are: at [T, M], or, where `splits` neighbouring shares of
+// the channels are tensors of their own, at [T, M / splits] of one of them.
 struct Output {
     size_t first, step;
-    __device__ Output(const Layout& layout, unsigned splits, unsigned packs, int steps, unsigned i)
-        : first(i), step(packs / splits) {
+    unsigned share;
+    __device__ Output(const Layout& layout, unsigned splits, unsigned packs, unsigned i)
+        : first(i), step(packs / splits), share(0) {
         if (splits == 1) return;
         const unsigned channels = layout.channels / splits, element = i * VEC;
         const unsigned row = element / layout.inner, channel = row % layout.channels;
         const unsigned inside =
             (row / layout.channels * channels + channel % channels) * layout.inner +
             element % layout.inner;
-        first = channel / channels * TIME_STEPS * step + inside / VEC;
+        first = inside / VEC;
+        share = channel / channels;
     }
     __device__ __forceinline__ size_t at(int t) const { return first + t * step; }
+    template <class Pointer>
+    __device__ __forceinline__ Pointer of(Pointer a, Pointer b, Pointer c) const {
+        return share == 0 ? a : share == 1 ? b : c;
+    }
 };
 
 // A sum over each channel, without shared memory: a thread takes every `stride`-th pack of one

@@ -49,7 +49,7 @@ def bn_neuron_op(
     return launch.forward(call, residual)
 
 
-def _fake_bn_neuron_backward(grad, y, *args):
+def _fake_bn_neuron_backward(grads, y, *args):
     y = dense(y)
     sums = y.new_empty((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
     return torch.empty_like(y), sums
@@ -57,7 +57,7 @@ def _fake_bn_neuron_backward(grad, y, *args):
 
 @operator("bn_neuron_backward", fake=_fake_bn_neuron_backward)
 def bn_neuron_backward_op(
-    grad: Tensor,
+    grads: list[Tensor],
     y: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -84,13 +84,13 @@ def bn_neuron_backward_op(
     call = launch.Call(y, norm, neuron, steps, repeated, pool, splits)
     if y.numel() == 0:
         return torch.empty_like(y), _no_sums(y)
-    grad = like(grad, y)
+    grads = [like(grad, y) for grad in grads]
     if pool:
-        grad_max, place, sums = launch.pooled_backward(call, grad)
+        grad_max, place, sums = launch.pooled_backward(call, *grads)
         dy = launch.pooled_gather(call, grad_max, place, sums if batch_statistics else None)
         return dy, sums
-    sums = launch.reduce(call, grad) if sums_needed or batch_statistics else _no_sums(y)
-    return launch.backward(call, grad, sums if batch_statistics else None), sums
+    sums = launch.reduce(call, grads) if sums_needed or batch_statistics else _no_sums(y)
+    return launch.backward(call, grads, sums if batch_statistics else None), sums
 
 
 def _no_sums(y: Tensor) -> Tensor:
@@ -108,15 +108,15 @@ class _BNNeuron(torch.autograd.Function):
         norm = (weight, bias, mean, invstd, conv_bias)
         ctx.save_for_backward(y, *norm, learned)
         ctx.constants = constants
-        return bn_neuron_op(y, *norm, residual, learned, *constants)
+        return bn_neuron_op(y, *norm, residual, learned, *constants).chunk(constants[-1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         needs, saved, batch_statistics = ctx.needs_input_grad, ctx.saved_tensors, ctx.constants[-2]
         _y, weight, _bias, _mean, invstd, _conv_bias, _learned = saved
         needs_sums = needs[1] or needs[2] or needs[5] or needs[7]
-        dy, sums = bn_neuron_backward_op(grad, *saved, *ctx.constants, needs_sums)
+        dy, sums = bn_neuron_backward_op(grads, *saved, *ctx.constants, needs_sums)
         grad_conv_bias = None
         if needs[5] and batch_statistics:
             grad_conv_bias = torch.zeros_like(sums[0])  # the mean moves with it
@@ -130,7 +130,7 @@ class _BNNeuron(torch.autograd.Function):
             None,
             None,
             grad_conv_bias,
-            grad if needs[6] else None,
+            grads[0] if needs[6] else None,
             sums[2].sum() if needs[7] else None,
             *[None] * len(ctx.constants),
         )
@@ -173,7 +173,7 @@ def bn_neuron(
     pool: bool = False,
     batch_statistics: bool,
     splits: int = 1,
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     """BatchNorm, optional 3x3 max pool of stride 2, neuron, optional addition, in one kernel.
 
     Keeps ``y`` for backward, which computes normalised values and membranes again.
@@ -192,12 +192,12 @@ def bn_neuron(
         pool: whether there is a max pool.
         batch_statistics: ``mean`` and ``invstd`` are those of ``y``, so its gradient passes
             through them (training); otherwise they are constants.
-        splits: the output's channels leave as that many equal shares, one behind the other along
-            the first axis; not with a pool.
+        splits: the output's channels leave as that many equal shares, at most 3; not with a pool
+            or a residual.
 
     Returns:
-        [splits * T * B, C / splits, H', W'], dtype and layout of ``y``; H' = ceil(H / 2) with a
-        pool, else H.
+        ``splits`` times [T * B, C / splits, H', W'], dtype and layout of ``y``; H' = ceil(H / 2)
+        with a pool, else H.
 
     Raises:
         ValueError: 2^31 values or more in a time step.
@@ -244,5 +244,6 @@ def neuron(x: Tensor, **constants: float | Tensor | None) -> Tensor:
     y = x[:1] if repeated else x
     y = y.reshape(len(y), 1, 1, -1)
     none = dict(mean=None, invstd=None, batch_statistics=False)
-    spikes = bn_neuron(y, **none, **constants, steps=len(x), repeated=repeated).view(x.shape)
+    (spikes,) = bn_neuron(y, **none, **constants, steps=len(x), repeated=repeated)
+    spikes = spikes.view(x.shape)
     return spikes.permute(0, 1, 4, 2, 3) if last else spikes

@@ -113,7 +113,7 @@ def test_gradients_of_a_part(host, frozen):
     options = dict(mean=p.running_mean, invstd=(p.running_var + p.eps).rsqrt())
     options |= dict(steps=4, batch_statistics=False) | p.neuron
     given = {k: leaves[k] for k in ("weight", "bias", "conv_bias")}
-    out = ops.bn_neuron(leaves["x"], **given, **options)
+    (out,) = ops.bn_neuron(leaves["x"], **given, **options)
     wanted = {k: v for k, v in leaves.items() if v.requires_grad}
     grads = torch.autograd.grad(out, wanted.values(), p.grad)
     for name, gradient in zip(wanted, grads, strict=True):
@@ -140,14 +140,14 @@ def test_opcheck(options):
     torch.library.opcheck(
         ops.bn_neuron_op, (leaves["x"], *norm, leaves.get("residual"), *constants)
     )
-    torch.library.opcheck(ops.bn_neuron_backward_op, (p.grad, p.x, *norm, *constants, True))
+    torch.library.opcheck(ops.bn_neuron_backward_op, ([p.grad], p.x, *norm, *constants, True))
 
 
 def test_a_second_derivative_is_refused():
     p = random_problem((2, 4, 5, 6), steps=4, kind="lif", dtype=torch.float64)
     x = p.x.clone().requires_grad_()
     constants = dict(mean=None, invstd=None, batch_statistics=False, reciprocal_tau=0.5)
-    y = ops.bn_neuron(x, steps=4, **constants)
+    (y,) = ops.bn_neuron(x, steps=4, **constants)
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()

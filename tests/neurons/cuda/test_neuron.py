@@ -188,7 +188,7 @@ def test_opcheck(host, learned, dtype):
     none = (None,) * 5
     torch.library.opcheck(ops.bn_neuron_op, (x, *none, None, *neuron, *rest))
     grad = torch.randn_like(x)
-    torch.library.opcheck(ops.bn_neuron_backward_op, (grad, x, *none, *neuron, *rest, learned))
+    torch.library.opcheck(ops.bn_neuron_backward_op, ([grad], x, *none, *neuron, *rest, learned))
 
 
 def test_compiles_without_graph_breaks(host):
