@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from qkformer.neurons.cuda import launch
 from qkformer.neurons.cuda.layout import dense, like, pointer
 from qkformer.neurons.cuda.loader import BLOCK
+from qkformer.neurons.cuda.registry import operator
 from qkformer.neurons.reference import membrane_dtype
 
 WARP = 32  # threads
@@ -16,7 +18,11 @@ SECTOR = 32  # bytes; a GPU reads no fewer
 ENOUGH_BLOCKS = 512  # for several on each multiprocessor of the largest GPU
 
 
-@torch.library.custom_op("qkformer::qk_mask", mutates_args=())
+def _fake_qk_mask(q, k, *_constants):
+    return torch.empty_like(dense(q))
+
+
+@operator("qk_mask", fake=_fake_qk_mask)
 def qk_mask_op(
     q: Tensor,
     k: Tensor,
@@ -40,12 +46,13 @@ def qk_mask_op(
     return out
 
 
-@qk_mask_op.register_fake
-def _(q, k, *_constants):
-    return torch.empty_like(dense(q))
+def _fake_qk_mask_backward(grad, q, *_inputs):
+    q = dense(q)
+    grad_tau = q.new_empty((), dtype=membrane_dtype(q.dtype))
+    return torch.empty_like(q), torch.empty_like(q), grad_tau
 
 
-@torch.library.custom_op("qkformer::qk_mask_backward", mutates_args=())
+@operator("qk_mask_backward", fake=_fake_qk_mask_backward)
 def qk_mask_backward_op(
     grad: Tensor,
     q: Tensor,
@@ -76,25 +83,21 @@ def qk_mask_backward_op(
     return grad_q, grad_k, grad_tau
 
 
-@qk_mask_backward_op.register_fake
-def _(grad, q, *_inputs):
-    q = dense(q)
-    grad_tau = q.new_empty((), dtype=membrane_dtype(q.dtype))
-    return torch.empty_like(q), torch.empty_like(q), grad_tau
+class _QKMask(torch.autograd.Function):
+    """The two operators as one node of the autograd graph."""
 
+    @staticmethod
+    def forward(ctx, q, k, learned, *constants):
+        ctx.save_for_backward(q, k, learned)
+        ctx.constants = constants
+        return qk_mask_op(q, k, learned, *constants)
 
-def _setup_context(ctx, inputs, output):
-    q, k, learned, *ctx.constants = inputs
-    ctx.save_for_backward(q, k, learned)
-
-
-def _backward(ctx, grad):
-    grad_q, grad_k, grad_tau = qk_mask_backward_op(grad, *ctx.saved_tensors, *ctx.constants)
-    learned = grad_tau if ctx.needs_input_grad[2] else None
-    return grad_q, grad_k, learned, *[None] * len(ctx.constants)
-
-
-qk_mask_op.register_autograd(_backward, setup_context=_setup_context)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_q, grad_k, grad_tau = qk_mask_backward_op(grad, *ctx.saved_tensors, *ctx.constants)
+        learned = grad_tau if ctx.needs_input_grad[2] else None
+        return grad_q, grad_k, learned, *[None] * len(ctx.constants)
 
 
 def qk_mask(
@@ -131,7 +134,7 @@ def qk_mask(
         learned, reciprocal_tau = reciprocal_tau.to(membrane_dtype(q.dtype)), None
     steps, batch = q.shape[:2]
     neuron = (learned, reciprocal_tau, v_threshold, v_reset, alpha)
-    out = qk_mask_op(q.flatten(0, 1), k.flatten(0, 1), *neuron, steps, heads)
+    out = _QKMask.apply(q.flatten(0, 1), k.flatten(0, 1), *neuron, steps, heads)
     return out.unflatten(0, (steps, batch))
 
 
