@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qkformer.neurons.cuda.layout import channels_last, empty_output, like, parts, pointer
+from qkformer.neurons.cuda.layout import channels_last, empty_outputs, like, parts, pointer
 from qkformer.neurons.cuda.loader import LAUNCHERS, Variant
 from qkformer.neurons.reference import membrane_dtype
 
@@ -146,26 +146,25 @@ class Call:
         return threads if self.steps <= MAX_UNROLLED else min(threads, WORK_THREADS)
 
 
-def forward(call: Call, residual: Tensor | None) -> Tensor:
-    """Spikes, or residual + spikes, [splits * T * B, C / splits, H', W']: the shares behind each
-    other."""
+def forward(call: Call, residual: Tensor | None) -> list[Tensor]:
+    """Spikes, or residual + spikes, [T * B, C / splits, H', W'] of every share."""
     y = call.y
-    out = empty_output(y, call.steps, call.repeated, call.pool, call.splits)
-    if out.numel() == 0:
-        return out
-    residual = None if residual is None else like(residual, out)
+    outs = empty_outputs(y, call.steps, call.repeated, call.pool, call.splits)
+    if outs[0].numel() == 0:
+        return outs
+    residual = None if residual is None else like(residual, outs[0])
     tail = call.norm_args() + call.neuron_args()
     if call.pool:
         sizes = [np.uint32(call.neurons), np.uint32(call.inputs), np.int32(call.repeated)]
-        args = [*map(pointer, (y, residual, out)), *sizes, *call.pool_args(), *tail]
+        args = [*map(pointer, (y, residual, *outs)), *sizes, *call.pool_args(), *tail]
         call.launch("pooled", "pooled_forward", call.neurons, args)
     else:
-        vec = call.vec(y, residual, out)
+        vec = call.vec(y, residual, *outs)
         packs = call.neurons // vec
-        tensors = (y, residual, *padded(out.chunk(call.splits)))
+        tensors = (y, residual, *padded(outs))
         args = [*map(pointer, tensors), np.uint32(packs), *call.shape_args(), *tail]
         call.launch("dense", "forward", packs, args, vec)
-    return out
+    return outs
 
 
 @dataclass

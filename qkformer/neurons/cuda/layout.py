@@ -22,17 +22,18 @@ def like(x: Tensor, y: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def empty_output(y: Tensor, steps: int, repeated: bool, pool: bool, splits: int) -> Tensor:
-    """Uninitialised spikes for ``y``, in its layout."""
+def empty_outputs(y: Tensor, steps: int, repeated: bool, pool: bool, splits: int) -> list[Tensor]:
+    """Uninitialised spikes for ``y``, in its layout, or for that many shares of its channels."""
     n, c, h, w = y.shape
     shape = (
-        (n * steps if repeated else n) * splits,
+        n * steps if repeated else n,
         c // splits,
         (h + 1) // 2 if pool else h,
         -(-w // 2) if pool else w,
     )
     layout = torch.channels_last if channels_last(y) else torch.contiguous_format
-    return torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)
+    options = dict(dtype=y.dtype, device=y.device, memory_format=layout)
+    return [torch.empty(shape, **options) for _ in range(splits)]
 
 
 def pointer(tensor: Tensor | None) -> np.uint64:

@@ -1,8 +1,7 @@
 """The kernels as PyTorch operators: ``torch.ops.qkformer.bn_neuron`` and its backward.
 
-Registered with fake implementations, so that ``torch.compile``, ``opcheck`` and CUDA graphs work;
-:func:`bn_neuron` is what has a gradient. Nothing is mutated: BatchNorm's running statistics are its
-module's business.
+Registered with fake implementations and autograd, so that ``torch.compile``, ``opcheck`` and CUDA
+graphs work. Nothing is mutated: BatchNorm's running statistics are its module's business.
 """
 
 import math
@@ -12,14 +11,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qkformer.neurons.cuda import launch, statistics
-from qkformer.neurons.cuda.layout import dense, empty_output, like
-from qkformer.neurons.cuda.registry import operator
+from qkformer.neurons.cuda.layout import dense, empty_outputs, like
+from qkformer.neurons.cuda.registry import below_autograd, differentiable, operator
 from qkformer.neurons.reference import membrane_dtype
 
 
 def _fake_bn_neuron(y, *args):
     steps, repeated, pool, _, splits = args[11:16]
-    return empty_output(dense(y), steps, repeated, pool, splits)
+    return empty_outputs(dense(y), steps, repeated, pool, splits)
 
 
 @operator("bn_neuron", fake=_fake_bn_neuron)
@@ -41,7 +40,7 @@ def bn_neuron_op(
     pool: bool,
     batch_statistics: bool,
     splits: int,
-) -> Tensor:
+) -> list[Tensor]:
     """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau, ``mean`` and ``invstd`` are given."""
     norm = launch.Norm(weight, bias, mean, invstd, conv_bias)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
@@ -98,17 +97,13 @@ def _no_sums(y: Tensor) -> Tensor:
 
 
 class _BNNeuron(torch.autograd.Function):
-    """The two operators as one node of the autograd graph.
-
-    ``torch.library.register_autograd`` would do, too, but takes as long as the rest of a call.
-    """
-
     @staticmethod
     def forward(ctx, y, weight, bias, mean, invstd, conv_bias, residual, learned, *constants):
         norm = (weight, bias, mean, invstd, conv_bias)
         ctx.save_for_backward(y, *norm, learned)
         ctx.constants = constants
-        return bn_neuron_op(y, *norm, residual, learned, *constants).chunk(constants[-1])
+        with below_autograd():
+            return tuple(bn_neuron_op(y, *norm, residual, learned, *constants))
 
     @staticmethod
     @once_differentiable
@@ -134,6 +129,9 @@ class _BNNeuron(torch.autograd.Function):
             sums[2].sum() if needs[7] else None,
             *[None] * len(ctx.constants),
         )
+
+
+differentiable(bn_neuron_op, _BNNeuron)
 
 
 def _fake_batch_statistics(y, *args):
@@ -173,7 +171,7 @@ def bn_neuron(
     pool: bool = False,
     batch_statistics: bool,
     splits: int = 1,
-) -> tuple[Tensor, ...]:
+) -> list[Tensor]:
     """BatchNorm, optional 3x3 max pool of stride 2, neuron, optional addition, in one kernel.
 
     Keeps ``y`` for backward, which computes normalised values and membranes again.
@@ -208,7 +206,7 @@ def bn_neuron(
         for t in (weight, bias, mean, invstd, conv_bias)
     )
     learned = reciprocal_tau.to(real) if isinstance(reciprocal_tau, Tensor) else None
-    return _BNNeuron.apply(
+    return bn_neuron_op(
         y,
         weight,
         bias,

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from qkformer.neurons.cuda import launch
 from qkformer.neurons.cuda.layout import dense, like, pointer
 from qkformer.neurons.cuda.loader import BLOCK
-from qkformer.neurons.cuda.registry import operator
+from qkformer.neurons.cuda.registry import below_autograd, differentiable, operator
 from qkformer.neurons.reference import membrane_dtype
 
 WARP = 32  # threads
@@ -84,13 +84,12 @@ def qk_mask_backward_op(
 
 
 class _QKMask(torch.autograd.Function):
-    """The two operators as one node of the autograd graph."""
-
     @staticmethod
     def forward(ctx, q, k, learned, *constants):
         ctx.save_for_backward(q, k, learned)
         ctx.constants = constants
-        return qk_mask_op(q, k, learned, *constants)
+        with below_autograd():
+            return qk_mask_op(q, k, learned, *constants)
 
     @staticmethod
     @once_differentiable
@@ -98,6 +97,9 @@ class _QKMask(torch.autograd.Function):
         grad_q, grad_k, grad_tau = qk_mask_backward_op(grad, *ctx.saved_tensors, *ctx.constants)
         learned = grad_tau if ctx.needs_input_grad[2] else None
         return grad_q, grad_k, learned, *[None] * len(ctx.constants)
+
+
+differentiable(qk_mask_op, _QKMask)
 
 
 def qk_mask(
@@ -134,7 +136,7 @@ def qk_mask(
         learned, reciprocal_tau = reciprocal_tau.to(membrane_dtype(q.dtype)), None
     steps, batch = q.shape[:2]
     neuron = (learned, reciprocal_tau, v_threshold, v_reset, alpha)
-    out = _QKMask.apply(q.flatten(0, 1), k.flatten(0, 1), *neuron, steps, heads)
+    out = qk_mask_op(q.flatten(0, 1), k.flatten(0, 1), *neuron, steps, heads)
     return out.unflatten(0, (steps, batch))
 
 

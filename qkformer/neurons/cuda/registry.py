@@ -11,15 +11,15 @@ def operator(name: str, *, fake: Callable) -> Callable[[Callable], torch._ops.Op
     """Decorator that turns a function into ``torch.ops.qkformer.<name>``.
 
     As ``torch.library.custom_op``, without what that puts around every call (checks of aliasing,
-    Dynamo's guard), which takes longer than to launch a kernel.
+    Dynamo's guard, lists of all arguments), which takes longer than to launch a kernel.
 
     Args:
         name: of the operator.
         fake: the same function for tensors without data, as ``torch.compile`` has them.
 
     Returns:
-        Decorator of a function with type hints, for any device, that mutates none of its arguments,
-        returns none, and has no gradient: callers see to that.
+        Decorator of a function with type hints, for any device, that mutates none of its arguments
+        and returns none. It has no gradient unless :func:`differentiable` gives it one.
     """
 
     def register(function: Callable) -> torch._ops.OpOverload:
@@ -30,3 +30,19 @@ def operator(name: str, *, fake: Callable) -> Callable[[Callable], torch._ops.Op
         return getattr(torch.ops.qkformer, name).default
 
     return register
+
+
+def differentiable(operator: torch._ops.OpOverload, node: type[torch.autograd.Function]) -> None:
+    """Make ``node`` what runs where ``operator`` is called with gradients.
+
+    As ``torch.library.register_autograd``, for an ordinary autograd function.
+
+    Args:
+        operator: of :func:`operator`.
+        node: takes the operator's arguments; its forward calls the operator inside of
+            :func:`below_autograd`.
+    """
+    _LIBRARY.impl(operator, node.apply, "Autograd")
+
+
+below_autograd = torch._C._AutoDispatchBelowAutograd

@@ -131,7 +131,7 @@ def test_gradients_of_a_part(host, frozen):
 )
 def test_opcheck(options):
     p = random_problem((2, 4, 5, 6), dtype=torch.float32, **dict(steps=4) | options)
-    leaves = {name: leaf.detach() for name, leaf in p.differentiable.items()}
+    leaves = p.differentiable
     mean, _, invstd = ops.batch_statistics(p.x, p.eps, 1)
     torch.library.opcheck(ops.batch_statistics, (p.x, p.eps, 1))
     norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd, leaves.get("conv_bias"))
@@ -140,7 +140,19 @@ def test_opcheck(options):
     torch.library.opcheck(
         ops.bn_neuron_op, (leaves["x"], *norm, leaves.get("residual"), *constants)
     )
-    torch.library.opcheck(ops.bn_neuron_backward_op, ([p.grad], p.x, *norm, *constants, True))
+    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in (*norm, *constants)]
+    torch.library.opcheck(ops.bn_neuron_backward_op, ([p.grad], p.x, *detached, True))
+
+
+def test_opcheck_of_three_shares(host):
+    y = torch.randn(8, 12, 3, 4, requires_grad=True)
+    norm = [torch.rand(12) + 0.5 for _ in range(4)]
+    constants = (None, 0.5, 1.0, 0.0, 4.0, 4, False, False, True, 3)
+    torch.library.opcheck(ops.bn_neuron_op, (y, *norm, None, None, *constants))
+    grads = [torch.randn(8, 4, 3, 4) for _ in range(3)]
+    torch.library.opcheck(
+        ops.bn_neuron_backward_op, (grads, y.detach(), *norm, None, *constants, True)
+    )
 
 
 def test_a_second_derivative_is_refused():

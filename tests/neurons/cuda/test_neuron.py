@@ -181,14 +181,16 @@ def test_no_neurons_no_launch(host, shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("learned", [False, True])
 def test_opcheck(host, learned, dtype):
-    x = currents((4, 1, 1, 12), dtype)[0].detach()
-    tau = torch.tensor(0.4, dtype=reference.membrane_dtype(dtype)) if learned else None
+    x = currents((4, 1, 1, 12), dtype)[0].requires_grad_()
+    real = reference.membrane_dtype(dtype)
+    tau = torch.tensor(0.4, dtype=real, requires_grad=True) if learned else None
     neuron = (tau, None if learned else 0.5, 1.0, 0.0, 4.0)
     rest = (4, False, False, False, 1)  # steps, repeated, pool, batch_statistics, splits
     none = (None,) * 5
     torch.library.opcheck(ops.bn_neuron_op, (x, *none, None, *neuron, *rest))
     grad = torch.randn_like(x)
-    torch.library.opcheck(ops.bn_neuron_backward_op, ([grad], x, *none, *neuron, *rest, learned))
+    inputs = ([grad], x.detach(), *none, tau.detach() if learned else None, *neuron[1:], *rest)
+    torch.library.opcheck(ops.bn_neuron_backward_op, (*inputs, learned))
 
 
 def test_compiles_without_graph_breaks(host):
