@@ -406,6 +406,31 @@ def test_nonsense_on_the_command_line_is_one_line_and_status_2(tmp_path, capsys,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "key", "first"),
+    [
+        ("epochs: 3\nseed: 1\nepochs: 4\n", 3, "epochs", 1),
+        ("model:\n  T: 2\n\n  T: 2\n", 4, "T", 2),
+        ("model: {T: 2}\ndata: {workers: 1}\nmodel: {ssa: fixed}\n", 3, "model", 1),
+        ("model:\n  args:\n    depths: [1]\n    'depths': [2]\n", 4, "depths", 3),
+        ("model: {args: {depths: [{a: 1, a: 2}]}}\n", 1, "a", 1),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_its_lines(tmp_path, text, line, key, first):
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        parse_train(DEMO, ["--config", str(DEMO), "--config", file])
+    expected = f"line {line}: key {key!r} is given in line {first} already, remove one of them"
+    assert str(caught.value) == f"{file}: {expected}"
+
+
+def test_a_key_may_override_what_is_merged_in(tmp_path):
+    text = "model: {args: {one: &one {a: 1, b: 2}, other: {<<: *one, b: 3}}}"
+    file = write(tmp_path, text)
+    config, _ = parse_train(DEMO, ["--config", str(DEMO), "--config", file])
+    assert config.model.args["other"] == {"a": 1, "b": 3}
+
+
 def test_a_file_without_required_keys_names_them(tmp_path):
     with pytest.raises(ConfigError, match=r"epochs.*optimizer\.lr"):
         parse_train(Path(write(tmp_path, "seed: 1")), [])
