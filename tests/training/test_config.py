@@ -185,6 +185,47 @@ def test_help_explains_every_key_and_option(capsys, parse):
     assert parse is parse_train or "--checkpoint PATH" in usage
 
 
+def help_of(default, argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train(default, [*argv, "--help"])
+    assert stop.value.code in (0, None)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_the_values_that_will_apply(tmp_path, capsys):
+    text = help_of(DEMO, [], capsys)
+    config, _ = parse_train(DEMO, [])
+    for key in leaves():
+        section, _, inner = key.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, inner)
+        shown = re.escape("null" if value is None else str(value))
+        assert re.search(rf"--{re.escape(key)} ((?! --).)*default: {shown}\)", text), key
+    odd = tmp_path / "odd[1]*.yml"  # a name that could be taken for a pattern
+    odd.write_text("seed: 77\nmodel: {T: 9}")
+    text = help_of(Path("nowhere.yml"), ["--config", str(DEMO), "--config", str(odd)], capsys)
+    for shown in ("type: int, default: 77)", "null, default: 9)", "default: qkformer_4_384)"):
+        assert shown in text
+
+
+def test_help_does_without_a_file_that_is_missing(capsys):
+    text = help_of(Path("nowhere.yml"), [], capsys)
+    assert "no existing default config file found" in text
+    assert "--seed SEED Of the weights, the order of the data and every other" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("epohcs: 3", "did you mean 'epochs'"),
+        ("epochs: many", "epochs: expected int, got many"),
+    ],
+)
+def test_help_with_a_file_that_is_wrong_says_so(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_train(DEMO, ["--config", write(tmp_path, text), "--help"])
+
+
 # --------------------------------------------------------------------------- what makes no sense
 
 # An impossible value of every key that has limits, and what is said of it.
