@@ -364,6 +364,23 @@ def test_what_does_not_go_together_is_refused():
             parse_train(DEMO, argv)
 
 
+@pytest.mark.parametrize("key", ["min_lr", "warmup_lr"])
+def test_rates_of_the_schedule_are_held_against_the_scaled_peak(key):
+    # peaks of 0.001 with one process and 0.002 with two
+    scaled = ["--optimizer.lr=0.008", "--optimizer.lr_per_batch=256", "--data.batch_size=32"]
+    config, _ = parse_train(DEMO, [*scaled, f"--schedule.{key}=0.0015"])
+    config.check_rates(processes=2)
+    with pytest.raises(ConfigError) as caught:
+        config.check_rates(processes=1)
+    assert str(caught.value) == (
+        f"schedule.{key}: must not be above optimizer.lr "
+        "(0.001, scaled from 0.008 for 256 samples per step to 32), got 0.0015"
+    )
+    # more than the unscaled rate, less than what it is scaled to
+    config, _ = parse_train(DEMO, [*scaled, f"--schedule.{key}=0.01"])
+    config.check_rates(processes=16)
+
+
 def test_a_model_may_start_from_weights_without_their_head():
     config, _ = parse_train(DEMO, ["--model.weights=x.pth", "--model.skip_head=true"])
     assert (config.model.weights, config.model.skip_head) == ("x.pth", True)
