@@ -49,9 +49,9 @@ def run_training(config: Config, options: TrainOptions) -> RunState:
     alone = announced()
     device = choose_device(options.device, alone)
     check_compute(config.compute, device)
-    config.check_rates(alone.size)
     if config.model.weights and not Path(config.model.weights).is_file():
         raise ConfigError(f"model.weights: there is no file {config.model.weights}")
+    config.check_rates(alone.size)
     with joined(alone, device) as world, StopRequest() as stop:
         return _train(config, options, device, world, stop)
 
