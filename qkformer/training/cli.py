@@ -4,13 +4,14 @@ What jsonargparse finds wrong is said in one line that names the key and the nea
 """
 
 import argparse
+import glob
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import get_args
+from typing import NoReturn, get_args
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -190,12 +191,27 @@ def _parse(
         given, rest = before.parse_known_args(argv)
         _check_local_rank(given.local_rank)
         given.config = given.config or [Path(default_config)]
+        wants_help = not {"-h", "--help"}.isdisjoint(rest)
         for file in given.config:
-            check_file(file, options)
+            if file.exists() or not wants_help:
+                check_file(file, options)
+        if wants_help:
+            _help(parser, given.config)
         files = [part for file in given.config for part in ("--config", str(file))]
         return parser.parse_args([*files, *rest]), given
     except argparse.ArgumentError as error:
         explain(error, options, paths)
+
+
+def _help(parser: ArgumentParser, files: list[Path]) -> NoReturn:
+    """Explain every key, with the value that the files give it where they exist."""
+    # Not for parsing: one file is read in place of the default one, not on top of it.
+    parser.default_config_files = [glob.escape(str(file)) for file in files]
+    try:
+        parser.print_help()
+    except TypeError as error:  # a wrong value in a file, which parsing reports in the other way
+        raise argparse.ArgumentError(None, str(error)) from error
+    parser.exit()
 
 
 def _config(parsed: Namespace) -> Config:

@@ -23,8 +23,25 @@ TEST_OPTIONS = {
 }
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own would silently take the last value."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ConfigError(
+                    f"{self.name}: line {line}: key {key.value!r} is given in line "
+                    f"{lines[key.value]} already, remove one of them"
+                )
+            lines[key.value] = line
+        return node
+
+
 def check_file(file: Path, options: dict[str, type]) -> None:
-    """Refuse a configuration that cannot be read, or that has keys which do not exist.
+    """Refuse a configuration that cannot be read, or has keys twice or that do not exist.
 
     Args:
         file: YAML.
@@ -34,7 +51,8 @@ def check_file(file: Path, options: dict[str, type]) -> None:
         ConfigError: with the nearest valid name of an unknown key.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as stream:
+            content = yaml.load(stream, _UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:

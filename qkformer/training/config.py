@@ -173,10 +173,26 @@ class Config:
         if self.data.name not in DATASETS:
             message = f"no data set {self.data.name!r}{nearest(self.data.name, DATASETS)}"
             raise ValueError(f"data.name: {message}")
+        if self.optimizer.lr_per_batch is None:
+            self.check_rates(processes=1)
+
+    def check_rates(self, processes: int) -> None:
+        """Refuse rates above the peak, which may depend on the number of processes.
+
+        Raises:
+            ConfigError: with both of them.
+        """
+        optimizer = self.optimizer
+        samples = self.data.batch_size * processes * optimizer.accumulation_steps
+        highest = f"{optimizer.peak_lr(samples):.3g}"
+        if optimizer.lr_per_batch is not None:
+            scaled = f"{optimizer.lr} for {optimizer.lr_per_batch} samples per step to {samples}"
+            highest += f", scaled from {scaled}"
         for key in ("warmup_lr", "min_lr"):
-            if getattr(self.schedule, key) > self.optimizer.lr:
-                message = f"must not be above optimizer.lr ({self.optimizer.lr})"
-                raise ValueError(f"schedule.{key}: {message}, got {getattr(self.schedule, key)}")
+            rate = getattr(self.schedule, key)
+            if rate > optimizer.peak_lr(samples):
+                message = f"must not be above optimizer.lr ({highest}), got {rate}"
+                raise ConfigError(f"schedule.{key}: {message}")
 
     @property
     def all_epochs(self) -> int:

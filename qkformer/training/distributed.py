@@ -1,6 +1,7 @@
 """The processes of a run: which one this is, and what they tell each other besides gradients."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,8 +45,12 @@ class World:
             print(*lines, sep="\n", flush=True)
 
     def wait(self) -> None:
-        """Until all processes have come here."""
-        self.largest(0)
+        """Until all processes have come here; as long as that may take, signals are handled."""
+        if self.size > 1:
+            work = dist.all_reduce(torch.tensor(0), group=self._control, async_op=True)
+            while not work.is_completed():
+                time.sleep(0.1)
+            work.wait()
 
     def largest(self, value: int) -> int:
         """The largest of all processes' values. Every process must call it, as all below."""

@@ -30,8 +30,8 @@ def train(default_config: Path, argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: with one line and status 2 where something given is wrong, 1 where training
-            failed, 75 where a signal stopped it and everything is saved, 130 after Ctrl-C where
-            there was nothing to save or no patience for it.
+            failed, 75 where a signal stopped it and nothing is lost, 130 after Ctrl-C twice or
+            before the data were looked for.
     """
     with _errors_in_one_line("--resume auto goes on from the last checkpoint"):
         run_training(*parse_train(default_config, argv))
@@ -69,6 +69,8 @@ def _exit(status: int, message: str) -> None:
         print(message, file=sys.stderr)
         raise SystemExit(status)
     if not world.is_main:
+        if status == STOPPED:
+            os._exit(status)  # before the launcher can kill it, which would be another status
         # What is wrong for all is said once: the launcher ends the others when one has ended.
         time.sleep(2)
     print(f"process {world.rank}: {message}", file=sys.stderr, flush=True)

@@ -44,18 +44,21 @@ def run_training(config: Config, options: TrainOptions) -> RunState:
     Raises:
         ConfigError, DataError, CheckpointError: something given is wrong.
         TrainingError: training cannot go on.
-        Stopped: a signal asked for it; everything is saved.
+        Stopped: a signal asked for it; nothing is lost.
     """
     alone = announced()
     device = choose_device(options.device, alone)
     check_compute(config.compute, device)
     if config.model.weights and not Path(config.model.weights).is_file():
         raise ConfigError(f"model.weights: there is no file {config.model.weights}")
-    with joined(alone, device) as world:
-        return _train(config, options, device, world)
+    config.check_rates(alone.size)
+    with joined(alone, device) as world, StopRequest() as stop:
+        return _train(config, options, device, world, stop)
 
 
-def _train(config: Config, options: TrainOptions, device: torch.device, world: World) -> RunState:
+def _train(
+    config: Config, options: TrainOptions, device: torch.device, world: World, stop: StopRequest
+) -> RunState:
     output = options.output
     world.first(lambda: make_folder(output))
     found = world.first(lambda: find_checkpoint(options.resume, output, config))
@@ -88,22 +91,22 @@ def _train(config: Config, options: TrainOptions, device: torch.device, world: W
         world.say(f"goes on from {found.path}", *(f"with {change}" for change in found.changed))
         state = restore(found, learner, output, metric, world)
 
-    with StopRequest() as stop:
-        keeper = Keeper(output, state, learner, config, world, stop)
-        world.first(lambda: _write_facts(keeper, device))
-        log = RunLog(output, state.history, state.metric) if world.is_main else None
-        world.say(*_introduction(config, data, learner, batches, world))
-        try:
-            for epoch in range(len(state.history), config.all_epochs):
-                state.add(_epoch(epoch, keeper, data, batches, tests))
-                keeper.save_epoch()
-                if log:
-                    log.epoch(state.history, config.all_epochs)
-        except TrainingError as error:
-            _write_failure(output, error, learner, batches, world)
-            raise
-        if log:
-            log.end(state.history, state.best)
+    stop.remember()
+    keeper = Keeper(output, state, learner, config, world, stop)
+    world.first(lambda: _write_facts(keeper, device))
+    log = RunLog(output, state.history, state.metric) if world.is_main else None
+    world.say(*_introduction(config, data, learner, batches, world))
+    try:
+        for epoch in range(len(state.history), config.all_epochs):
+            state.add(_epoch(epoch, keeper, data, batches, tests))
+            keeper.save_epoch()
+            if log:
+                log.epoch(state.history, config.all_epochs)
+    except TrainingError as error:
+        _write_failure(output, error, learner, batches, world)
+        raise
+    if log:
+        log.end(state.history, state.best)
     return state
 
 

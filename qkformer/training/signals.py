@@ -1,4 +1,4 @@
-"""Signals by which clusters and people stop a run: remembered until the step is done."""
+"""Signals by which clusters and people stop a run: before training at once, in it after a step."""
 
 import signal
 import threading
@@ -7,33 +7,47 @@ from types import FrameType
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class Stopped(Exception):
-    """A run stopped as it was asked to, everything saved; the message is one line."""
+class Stopped(BaseException):
+    """A run stopped as it was asked to, nothing is lost; the message is one line.
+
+    Raised wherever the main thread happens to be, and like KeyboardInterrupt no Exception: what
+    calls a file damaged at any error in reading it must let it pass.
+    """
 
 
 class StopRequest:
-    """While its `with` block runs, stopping signals are remembered instead of ending the process.
+    """While its `with` block runs, stopping signals raise Stopped instead of ending the process.
 
-    A second Ctrl-C ends it all the same (KeyboardInterrupt). Outside the main thread, which is the
-    only one that Python lets handle signals, it does nothing.
+    From `remember` on they are remembered only. A second Ctrl-C ends it all the same
+    (KeyboardInterrupt). Outside the main thread, which is the only one that Python lets handle
+    signals, it does nothing.
 
     Attributes:
         received: Name of the first signal that came, None before.
     """
 
     received: str | None = None
+    _at_once = True
 
     def __enter__(self) -> "StopRequest":
         may_handle = threading.current_thread() is threading.main_thread()
         numbers = STOPPING if may_handle else ()
-        self._before = {number: signal.signal(number, self._remember) for number in numbers}
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
+    def remember(self) -> None:
+        """From here on there is something to save first."""
+        self._at_once = False
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number).name
+        if self._at_once:
+            raise Stopped(
+                f"stopped by {self.received} before training began: the same command goes on"
+            )

@@ -2,13 +2,15 @@
 
     SIGNAL_AT="rank:point:n:SIGNAL ..." python stopped_run.py CONFIG [options of train.py]
 
-`n` counts the calls of the point, from 1; the signal comes before the n-th is carried out. ERROR in
-place of a signal raises an error there.
+`n` counts the calls of the point, from 1; the signal comes before the n-th is carried out. In place
+of a signal, ERROR raises an error there, and PAUSE waits until a signal comes.
 """
 
+import itertools
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -16,12 +18,14 @@ from torch.utils.data import TensorDataset
 
 from qkformer.data.registry import DATASETS
 from qkformer.data.source import DataError, ImageData
-from qkformer.training import run, state
+from qkformer.training import distributed, run, state
 
 POINTS = {
     "step": (state.Keeper, "due"),  # behind every step and every test batch
     "best": (state.Keeper, "write_best"),
     "rename": (os, "replace"),
+    "sleep": (time, "sleep"),
+    "wait": (distributed.World, "wait"),
 }
 
 
@@ -38,13 +42,14 @@ def signal_at(rank, point, number, name):
     if rank != os.environ.get("RANK", "0"):
         return
     owner, attribute = POINTS[point]
-    real, calls = getattr(owner, attribute), []
+    real, calls = getattr(owner, attribute), itertools.count(1)  # threads may call it
 
     def counting(*arguments, **options):
-        calls.append(1)
-        if len(calls) == int(number):
+        if next(calls) == int(number):
             if name == "ERROR":
                 raise DataError("a folder is gone")
+            if name == "PAUSE":
+                return signal.pause()
             os.kill(os.getpid(), getattr(signal, name))
         return real(*arguments, **options)
 

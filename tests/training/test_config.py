@@ -185,6 +185,47 @@ def test_help_explains_every_key_and_option(capsys, parse):
     assert parse is parse_train or "--checkpoint PATH" in usage
 
 
+def help_of(default, argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train(default, [*argv, "--help"])
+    assert stop.value.code in (0, None)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_the_values_that_will_apply(tmp_path, capsys):
+    text = help_of(DEMO, [], capsys)
+    config, _ = parse_train(DEMO, [])
+    for key in leaves():
+        section, _, inner = key.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, inner)
+        shown = re.escape("null" if value is None else str(value))
+        assert re.search(rf"--{re.escape(key)} ((?! --).)*default: {shown}\)", text), key
+    odd = tmp_path / "odd[1]*.yml"  # a name that could be taken for a pattern
+    odd.write_text("seed: 77\nmodel: {T: 9}")
+    text = help_of(Path("nowhere.yml"), ["--config", str(DEMO), "--config", str(odd)], capsys)
+    for shown in ("type: int, default: 77)", "null, default: 9)", "default: qkformer_4_384)"):
+        assert shown in text
+
+
+def test_help_does_without_a_file_that_is_missing(capsys):
+    text = help_of(Path("nowhere.yml"), [], capsys)
+    assert "no existing default config file found" in text
+    assert "--seed SEED Of the weights, the order of the data and every other" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("epohcs: 3", "did you mean 'epochs'"),
+        ("epochs: many", "epochs: expected int, got many"),
+    ],
+)
+def test_help_with_a_file_that_is_wrong_says_so(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_train(DEMO, ["--config", write(tmp_path, text), "--help"])
+
+
 # --------------------------------------------------------------------------- what makes no sense
 
 # An impossible value of every key that has limits, and what is said of it.
@@ -323,6 +364,23 @@ def test_what_does_not_go_together_is_refused():
             parse_train(DEMO, argv)
 
 
+@pytest.mark.parametrize("key", ["min_lr", "warmup_lr"])
+def test_rates_of_the_schedule_are_held_against_the_scaled_peak(key):
+    # peaks of 0.001 with one process and 0.002 with two
+    scaled = ["--optimizer.lr=0.008", "--optimizer.lr_per_batch=256", "--data.batch_size=32"]
+    config, _ = parse_train(DEMO, [*scaled, f"--schedule.{key}=0.0015"])
+    config.check_rates(processes=2)
+    with pytest.raises(ConfigError) as caught:
+        config.check_rates(processes=1)
+    assert str(caught.value) == (
+        f"schedule.{key}: must not be above optimizer.lr "
+        "(0.001, scaled from 0.008 for 256 samples per step to 32), got 0.0015"
+    )
+    # more than the unscaled rate, less than what it is scaled to
+    config, _ = parse_train(DEMO, [*scaled, f"--schedule.{key}=0.01"])
+    config.check_rates(processes=16)
+
+
 def test_a_model_may_start_from_weights_without_their_head():
     config, _ = parse_train(DEMO, ["--model.weights=x.pth", "--model.skip_head=true"])
     assert (config.model.weights, config.model.skip_head) == ("x.pth", True)
@@ -404,6 +462,31 @@ def test_nonsense_on_the_command_line_is_one_line_and_status_2(tmp_path, capsys,
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "first"),
+    [
+        ("epochs: 3\nseed: 1\nepochs: 4\n", 3, "epochs", 1),
+        ("model:\n  T: 2\n\n  T: 2\n", 4, "T", 2),
+        ("model: {T: 2}\ndata: {workers: 1}\nmodel: {ssa: fixed}\n", 3, "model", 1),
+        ("model:\n  args:\n    depths: [1]\n    'depths': [2]\n", 4, "depths", 3),
+        ("model: {args: {depths: [{a: 1, a: 2}]}}\n", 1, "a", 1),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_its_lines(tmp_path, text, line, key, first):
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        parse_train(DEMO, ["--config", str(DEMO), "--config", file])
+    expected = f"line {line}: key {key!r} is given in line {first} already, remove one of them"
+    assert str(caught.value) == f"{file}: {expected}"
+
+
+def test_a_key_may_override_what_is_merged_in(tmp_path):
+    text = "model: {args: {one: &one {a: 1, b: 2}, other: {<<: *one, b: 3}}}"
+    file = write(tmp_path, text)
+    config, _ = parse_train(DEMO, ["--config", str(DEMO), "--config", file])
+    assert config.model.args["other"] == {"a": 1, "b": 3}
 
 
 def test_a_file_without_required_keys_names_them(tmp_path):

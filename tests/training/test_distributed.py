@@ -51,6 +51,17 @@ def test_two_processes_train_as_one_on_their_joint_batch(one, two, case):
     assert one[case]["metrics"]["gradient_norm"] > 0.01
 
 
+def test_compiled_processes_train_as_those_that_are_not(two):
+    for process in two:
+        plain, compiled = process["plain"], process["compiled"]
+        torch.testing.assert_close(
+            compiled["parameters"], plain["parameters"], rtol=1e-10, atol=1e-12
+        )
+        assert compiled["metrics"] == pytest.approx(plain["metrics"], rel=1e-10)
+        assert compiled["exchanges"] == plain["exchanges"] == 3
+        assert process["compiled parts"] > 1  # of the graph: each exchanged while others compute
+
+
 def test_gradients_are_exchanged_once_a_step_however_many_batches_it_has(two):
     # two epochs of 24 images, 8 for every step
     assert [process["accumulated"]["exchanges"] for process in two] == [6, 6]

@@ -345,6 +345,16 @@ def test_copies_of_every_nth_epoch_are_kept_and_can_be_gone_on_from(
 # ----------------------------------------------------------------------------- what goes wrong
 
 
+def test_a_rate_above_the_scaled_peak_is_refused_before_anything_is_written(
+    tmp_path, config, capsys
+):
+    options = ("--optimizer.lr_per_batch", "256", "--schedule.min_lr", "1e-4")
+    error = refused(config, tmp_path / "run", *options, capsys=capsys)
+    assert "schedule.min_lr" in error
+    assert "(7.81e-05, scaled from 0.005 for 256 samples per step to 4), got 0.0001" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_that_fails_leaves_the_last_good_checkpoint(tmp_path, config, monkeypatch, capsys):
     stop_before(monkeypatch, 2, TrainingError("the loss is nan"))
     with pytest.raises(SystemExit) as stop:

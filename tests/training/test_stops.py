@@ -2,15 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
+from data.event_files import write_cifar10_dvs
 from same import VARYING, assert_same
+from training.stopped_run import signal_at
 
 from qkformer.checkpoint.io import read_checkpoint
+from qkformer.data.events import cifar10_dvs
+from qkformer.data.source import DataConfig
+from qkformer.training import run
+from qkformer.training.signals import STOPPING, Stopped, StopRequest
 
 SCRIPT = Path(__file__).with_name("stopped_run.py")
 # everything that has a state: workers, augmentation, mixup, erasing, accumulation, averaging
@@ -26,17 +35,25 @@ optimizer: {lr: 0.005, weight_decay: 0.05, accumulation_steps: 2, ema_decay: 0.9
 schedule: {name: one_cycle, warmup_epochs: 1}
 checkpoint: {minutes: 1.0e-9}
 """
+EVENTS = """
+epochs: 1
+model: {name: qkformer_2_256, T: 2, args: {embed_dim: 16, num_heads: 2}}
+data: {name: cifar10-dvs, root: events, image_size: 16, batch_size: 4}
+optimizer: {lr: 0.005}
+schedule: {name: one_cycle}
+"""
 STARTED_AND_ENDED = 60 + 60  # seconds: to import and connect, and the minute to end within
 STEPS, TEST_BATCHES = 7, 5  # of an epoch in one process; there are two tests, of either weights
 
 
-def start(folder, *, processes=1, signal_at=""):
-    (folder / "few.yml").write_text(CONFIG)
+def start(folder, *, processes=1, signal_at="", config=CONFIG):
+    (folder / "few.yml").write_text(config)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT)]
     return subprocess.run(
         [*command, str(folder / "few.yml"), "--output", str(folder / "run"), "--device", "cpu"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "SIGNAL_AT": signal_at},
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=240,
@@ -147,3 +164,73 @@ def test_ctrl_c_twice_ends_at_once(tmp_path):
     stopped = start(tmp_path, signal_at="0:step:2:SIGINT 0:rename:4:SIGINT")
     assert stopped.returncode == 130
     assert stopped.stderr.splitlines()[-1].startswith("interrupted; --resume auto")
+
+
+# ---------------------------------------------------------------------- before training begins
+
+
+def asked_to_stop(folder, place):
+    """A run in this process, with all that is imported already."""
+    torch.set_num_threads(1)
+    signal_at(*place.split(":"))
+    run.train(folder / "few.yml", ["--output", str(folder / "run"), "--device", "cpu"])
+
+
+def test_the_preparation_of_events_stops_again_and_again_and_goes_on(tmp_path, capfd):
+    """... while archives are unpacked, recordings converted and events integrated."""
+    root = tmp_path / "events"
+    write_cifar10_dvs(root, 2, events=30)
+    (tmp_path / "few.yml").write_text(EVENTS.replace("root: events", f"root: {root}"))
+    finished = []
+    for files, name in ((5, "SIGTERM"), (16 + 9, "SIGINT"), (12 + 9, "SIGUSR1")):
+        arguments = (tmp_path, f"0:rename:{files}:{name}")
+        process = get_context("fork").Process(target=asked_to_stop, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == 75
+        said = capfd.readouterr().err
+        assert said == f"stopped by {name} before training began: the same command goes on\n"
+        finished.append(sorted(mark.stem for mark in root.glob("*.complete")))
+    assert finished == [[], ["extract"], ["events_np", "extract"]]
+    data = cifar10_dvs(DataConfig("cifar10-dvs", image_size=16, batch_size=4, root=str(root)), T=2)
+    assert len(data.train) + len(data.test) == 20
+    assert not list(root.rglob("*.tmp"))
+
+
+def stopped_early(folder, signal_at, config):
+    """Two processes that are asked to stop before their first step: what they say."""
+    clock = time.monotonic()
+    # returns when the last process has closed its end of the pipes
+    stopped = start(folder, processes=2, signal_at=signal_at, config=config)
+    assert time.monotonic() - clock < STARTED_AND_ENDED
+    assert "exitcode  : 75" in stopped.stderr
+    assert "Stopped" not in stopped.stderr  # no traceback but torchrun's
+    return stopped.stderr
+
+
+def test_processes_that_wait_for_the_preparation_end_with_it(tmp_path):
+    write_cifar10_dvs(tmp_path / "events", 2, events=30)
+    # whichever it is that prepares
+    said = stopped_early(tmp_path, "0:rename:30:SIGTERM 1:rename:30:SIGTERM", EVENTS)
+    assert "process 0: stopped by SIGTERM before training began" in said
+
+
+def test_a_process_that_waits_for_another_machine_stops(tmp_path):
+    places = "1:wait:1:PAUSE 0:sleep:2:SIGUSR1"
+    said = stopped_early(tmp_path, places, CONFIG)
+    assert "process 0: stopped by SIGUSR1 before training began" in said
+
+
+def test_signals_raise_before_training_and_are_remembered_in_it():
+    before = [signal.getsignal(number) for number in STOPPING]
+    with StopRequest() as stop:
+        with pytest.raises(Stopped, match="SIGUSR1 before training began"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        stop.remember()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == "SIGUSR1"
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+def test_a_stop_is_no_error_that_others_could_handle():
+    assert not issubclass(Stopped, Exception)  # read_checkpoint would call the file damaged

@@ -4,9 +4,11 @@ torchrun --nproc_per_node=N two_processes.py FOLDER
 """
 
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import TensorDataset
@@ -15,7 +17,7 @@ import qkformer
 from qkformer.data.loaders import evaluation_loader, training_loader
 from qkformer.data.samples import Samples
 from qkformer.data.source import DataConfig
-from qkformer.training.config import Config
+from qkformer.training.config import ComputeConfig, Config
 from qkformer.training.distributed import announced, joined
 from qkformer.training.learner import Learner
 from qkformer.training.loop import evaluate, train_one_epoch
@@ -36,11 +38,10 @@ def prepare(images):
     return images.double() / 64 - 2
 
 
-def model(frozen):
+def model(frozen, **options):
     torch.manual_seed(0)
-    made = qkformer.create_model(
-        "qkformer_4_384", T=2, num_classes=CLASSES, in_chans=1, embed_dim=16, num_heads=2
-    ).double()
+    size = {"T": 2, "embed_dim": 16, "num_heads": 2} | options
+    made = qkformer.create_model("qkformer_4_384", num_classes=CLASSES, in_chans=1, **size).double()
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.bias, 0.7)  # neurons fire, so that gradients flow
@@ -50,7 +51,7 @@ def model(frozen):
     return made
 
 
-def trained(world, *, batch_size, accumulation=1, frozen=False, epochs=2):
+def trained(world, *, batch_size, accumulation=1, frozen=False, epochs=2, compiled=False, **size):
     """Weights after training on 24 images; SGD, so that gradients show as they are."""
     section = DataConfig(name="digits", image_size=8, batch_size=batch_size)
     config = Config(
@@ -59,8 +60,9 @@ def trained(world, *, batch_size, accumulation=1, frozen=False, epochs=2):
         data=section,
         optimizer=OptimizerConfig(lr=0.1, accumulation_steps=accumulation),
         schedule=ScheduleConfig("one_cycle"),
+        compute=ComputeConfig(compile=compiled),
     )
-    learner = Learner(model(frozen), config, CPU, world)
+    learner = Learner(model(frozen, **size), config, CPU, world)
     learner.optimizer = torch.optim.SGD(learner.model.parameters(), lr=0)
     exchanges = []
     if world.size > 1:
@@ -70,6 +72,7 @@ def trained(world, *, batch_size, accumulation=1, frozen=False, epochs=2):
             return allreduce_hook(group, bucket)
 
         learner.network.register_comm_hook(None, counted)
+        learner.network.bucket_bytes_cap = 20_000  # that of compiling, which splits the graph by it
     place = {"rank": world.rank, "world_size": world.size, "accumulation": accumulation}
     loader = training_loader(data(24), section, CPU, seed=0, **place)
     for epoch in range(epochs):
@@ -117,6 +120,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with joined(announced(), CPU) as world:
         found = results(world)
+        # Inductor takes a minute; what matters is how compiling and exchanging go together
+        nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
+        dist._DEFAULT_FIRST_BUCKET_BYTES = 4000
+        small = {"batch_size": 2, "accumulation": 2, "epochs": 1, "T": 1, "depths": (0, 0, 1)}
+        found["plain"] = trained(world, **small)
+        found["compiled"] = trained(world, **small, compiled=True)
+        found["compiled parts"] = torch._dynamo.utils.counters["frames"]["ok"]
         found["largest"] = [world.largest(value) for value in (world.rank, -world.rank)]
         found["gathered"] = world.gather(f"process {world.rank}")
         try:
