@@ -1,8 +1,13 @@
 """Batches whose content depends on nothing but the seed, the epoch and the position in it."""
 
+import atexit
+import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
+from multiprocessing.synchronize import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -216,19 +221,25 @@ def collate(samples: list[tuple[Tensor, int] | Damaged]) -> Batch:
 def _loader(
     dataset: Dataset, batches: Sampler[list[Key]], config: DataConfig, device: torch.device
 ) -> DataLoader:
+    leaving = multiprocessing.Event()
+    atexit.register(leaving.set)  # runs before those that wait for the workers
     return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
         generator=torch.Generator(),  # leaves the global random numbers to training
         num_workers=config.workers,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=partial(_outlive_signals, leaving),
         persistent_workers=config.workers > 0,
         pin_memory=device.type == "cuda",
     )
 
 
-def _outlive_signals(_worker: int) -> None:
-    """A signal to all processes of a job must not take the data from a step to be finished."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _outlive_signals(leaving: Event, _worker: int) -> None:
+    """A signal to all processes of a job must not take the data from a step to be finished.
+
+    But where the main process exits, SIGTERM is how it ends workers that it could not ask to end.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: leaving.is_set() and os._exit(0))

@@ -182,8 +182,7 @@ class Config:
         Raises:
             ConfigError: with both of them.
         """
-        optimizer = self.optimizer
-        samples = self.data.batch_size * processes * optimizer.accumulation_steps
+        optimizer, samples = self.optimizer, self.samples_per_step(processes)
         highest = f"{optimizer.peak_lr(samples):.3g}"
         if optimizer.lr_per_batch is not None:
             scaled = f"{optimizer.lr} for {optimizer.lr_per_batch} samples per step to {samples}"
@@ -193,6 +192,10 @@ class Config:
             if rate > optimizer.peak_lr(samples):
                 message = f"must not be above optimizer.lr ({highest}), got {rate}"
                 raise ConfigError(f"schedule.{key}: {message}")
+
+    def samples_per_step(self, processes: int) -> int:
+        """Of all processes, in all accumulated batches."""
+        return self.data.batch_size * processes * self.optimizer.accumulation_steps
 
     @property
     def all_epochs(self) -> int:

@@ -1,5 +1,7 @@
 """What a run runs on: device, folder, versions."""
 
+import errno
+import fcntl
 import os
 import platform
 import resource
@@ -57,6 +59,33 @@ def make_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"--output {folder}: {error.strerror}") from error
+
+
+class FolderLock:
+    """Keeps other runs out of a folder, on any machine, for as long as it or its process lives.
+
+    Of the POSIX kind, which processes that this one starts do not inherit: loading processes may
+    outlive a run that is killed by seconds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def take(self) -> None:
+        """
+        Raises:
+            ConfigError: another run has it.
+        """
+        self._file = (self.folder / ".lock").open("w")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # a file system without locks
+            raise ConfigError(
+                f"--output {self.folder}: another run is writing there; wait for its end, or "
+                "choose another folder"
+            ) from error
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -32,13 +32,14 @@ class Found:
     changed: list[str]
 
 
-def find_checkpoint(resume: str, output: Path, config: Config) -> Found | None:
+def find_checkpoint(resume: str, output: Path, config: Config, samples: int) -> Found | None:
     """The checkpoint from which to go on; None to start anew.
 
     Args:
         resume: auto (the newest intact one in the folder), none, or a path.
         output: Folder of the run.
         config: What the run shall be.
+        samples: Per step, of all processes.
 
     Raises:
         ConfigError: the folder holds a run that this one would overwrite.
@@ -54,6 +55,9 @@ def find_checkpoint(resume: str, output: Path, config: Config) -> Found | None:
         return None
     path, content = _first_intact(own if goes_on else [given])
     changed = differences(content["config"], asdict(config))
+    before = content.get("samples_per_step", samples)
+    if samples != before:  # it is the number of processes that has changed, or made up for a key
+        changed.append(f"samples per step: {before} -> {samples}")
     if changed and goes_on:
         raise ConfigError(
             f"{output} holds a run of another configuration ({some_of(changed)}): choose another "

@@ -1,6 +1,7 @@
 """train.py and test.py, which every data set's folder has: the doors, and how they close."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from qkformer.training.config import ConfigError
 from qkformer.training.distributed import World, announced
 from qkformer.training.progress import TrainingError
 from qkformer.training.session import run_training
-from qkformer.training.signals import Stopped
+from qkformer.training.signals import STOPPING, Stopped, StopRequest
 from qkformer.training.testing import run_test
 
 FAILED, WRONG, STOPPED, INTERRUPTED = 1, 2, 75, 130  # exit statuses; 75 is sysexits' TEMPFAIL
@@ -30,11 +31,11 @@ def train(default_config: Path, argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: with one line and status 2 where something given is wrong, 1 where training
-            failed, 75 where a signal stopped it and nothing is lost, 130 after Ctrl-C twice or
-            before the data were looked for.
+            failed, 75 where a signal stopped it and nothing is lost, 130 after Ctrl-C twice.
     """
-    with _errors_in_one_line("--resume auto goes on from the last checkpoint"):
-        run_training(*parse_train(default_config, argv))
+    # Signals are handled to the end: once a process has ended with 75, srun sends the others one.
+    with StopRequest() as stop, _errors_in_one_line("--resume auto goes on"):
+        run_training(*parse_train(default_config, argv), stop)
 
 
 def test(default_config: Path, argv: Sequence[str] | None = None) -> None:
@@ -70,8 +71,10 @@ def _exit(status: int, message: str) -> None:
         raise SystemExit(status)
     if not world.is_main:
         if status == STOPPED:
-            os._exit(status)  # before the launcher can kill it, which would be another status
+            os._exit(status)
         # What is wrong for all is said once: the launcher ends the others when one has ended.
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_DFL)
         time.sleep(2)
     print(f"process {world.rank}: {message}", file=sys.stderr, flush=True)
     os._exit(status)  # an orderly exit could wait for processes that are no more

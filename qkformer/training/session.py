@@ -18,6 +18,7 @@ from qkformer.training.cli import TrainOptions
 from qkformer.training.config import Config, ConfigError, to_yaml
 from qkformer.training.distributed import World, announced, joined
 from qkformer.training.environment import (
+    FolderLock,
     choose_device,
     count_parameters,
     describe,
@@ -38,8 +39,13 @@ from qkformer.training.signals import StopRequest
 from qkformer.training.state import Keeper, RunState
 
 
-def run_training(config: Config, options: TrainOptions) -> RunState:
+def run_training(
+    config: Config, options: TrainOptions, stop: StopRequest | None = None
+) -> RunState:
     """Train, from the start or from where the run stopped, until the last epoch is done.
+
+    Args:
+        stop: Handles the signals; None for a run that they end.
 
     Raises:
         ConfigError, DataError, CheckpointError: something given is wrong.
@@ -52,8 +58,8 @@ def run_training(config: Config, options: TrainOptions) -> RunState:
     if config.model.weights and not Path(config.model.weights).is_file():
         raise ConfigError(f"model.weights: there is no file {config.model.weights}")
     config.check_rates(alone.size)
-    with joined(alone, device) as world, StopRequest() as stop:
-        return _train(config, options, device, world, stop)
+    with joined(alone, device) as world:
+        return _train(config, options, device, world, stop or StopRequest())
 
 
 def _train(
@@ -61,7 +67,10 @@ def _train(
 ) -> RunState:
     output = options.output
     world.first(lambda: make_folder(output))
-    found = world.first(lambda: find_checkpoint(options.resume, output, config))
+    lock = FolderLock(output)
+    world.first(lock.take)
+    samples = config.samples_per_step(world.size)
+    found = world.first(lambda: find_checkpoint(options.resume, output, config, samples))
     data = load_data(config.data, config.augmentation, config.model.T)
     world.wait()  # preparing data may take one machine hours longer than another
     place = {"rank": world.rank, "world_size": world.size}

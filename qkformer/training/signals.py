@@ -18,8 +18,8 @@ class Stopped(BaseException):
 class StopRequest:
     """While its `with` block runs, stopping signals raise Stopped instead of ending the process.
 
-    From `remember` on they are remembered only. A second Ctrl-C ends it all the same
-    (KeyboardInterrupt). Outside the main thread, which is the only one that Python lets handle
+    From the first one or `remember` on they are remembered only. A second Ctrl-C ends it all the
+    same (KeyboardInterrupt). Outside the main thread, which is the only one that Python lets handle
     signals, it does nothing.
 
     Attributes:
@@ -46,8 +46,8 @@ class StopRequest:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
-        self.received = self.received or signal.Signals(number).name
-        if self._at_once:
+        is_first, self.received = not self.received, self.received or signal.Signals(number).name
+        if self._at_once and is_first:
             raise Stopped(
                 f"stopped by {self.received} before training began: the same command goes on"
             )

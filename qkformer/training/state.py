@@ -119,6 +119,7 @@ class Keeper:
             | self.learner.state_dict()
             | {
                 "random": randoms,
+                "samples_per_step": self.config.samples_per_step(self.world.size),
                 "history": state.history,
                 "best": state.best,
                 "progress": progress,

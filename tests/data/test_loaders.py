@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from itertools import chain
 
 import pytest
@@ -191,6 +193,29 @@ def test_a_loading_process_killed_while_it_hands_over_a_batch_is_said_to_be(erro
     with pytest.raises(DataError, match="a data loading process died"):
         list(read(batches(), "error"))
     assert waited  # for the signal that says how it died
+
+
+UNEXPECTED = """
+from torch.utils.data import TensorDataset
+import torch
+from qkformer.data.loaders import read, training_loader
+from qkformer.data.samples import Samples
+from qkformer.data.source import DataConfig
+
+data = Samples(TensorDataset(torch.zeros(40, 1), torch.arange(40)))
+config = DataConfig("digits", image_size=8, batch_size=4, workers=2)
+for batch in read(training_loader(data, config, torch.device("cpu"), seed=0), "error"):
+    raise RuntimeError("out of memory")
+"""
+
+
+def test_an_unexpected_error_ends_loading_processes_too():
+    """... which are still waiting for the next batch, as the traceback keeps the loader alive."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNEXPECTED], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "RuntimeError: out of memory"
 
 
 def test_loading_processes_outlive_the_signals_that_stop_a_run():

@@ -26,6 +26,7 @@ POINTS = {
     "rename": (os, "replace"),
     "sleep": (time, "sleep"),
     "wait": (distributed.World, "wait"),
+    "exit": (os, "_exit"),  # of a process among several
 }
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ import torch
 from same import VARYING, assert_same
 from torch.utils.data import TensorDataset
 
-from qkformer.checkpoint.io import file_md5, read_checkpoint
+from qkformer.checkpoint.io import file_md5, read_checkpoint, save_checkpoint
 from qkformer.data.registry import DATASETS
 from qkformer.data.source import ImageData
 from qkformer.neurons import LIF, NEURONS
 from qkformer.training import run, session, state
+from qkformer.training.environment import FolderLock
 from qkformer.training.progress import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +126,7 @@ def test_a_run_leaves_its_files_and_what_they_say_agrees(tmp_path, config, capsy
     output = tmp_path / "run"
     train(config, output)
     assert sorted(os.listdir(output)) == [
+        ".lock",
         "best.pth",
         "config.yml",
         "environment.json",
@@ -253,6 +256,37 @@ def test_auto_does_not_go_on_with_a_run_of_another_configuration(tmp_path, confi
     assert "epochs: 1 -> 4" in error
     assert "optimizer.lr: 0.005 -> 0.5" in error
     assert file_md5(tmp_path / "run/config.yml") == before
+
+
+def test_auto_does_not_go_on_with_other_steps(tmp_path, config, capsys):
+    """As where the number of processes is another: the learning rate may depend on it."""
+    train(config, tmp_path / "run", "--epochs", "1")
+    last = tmp_path / "run/last.pth"
+    save_checkpoint(read_checkpoint(last) | {"samples_per_step": 8}, last)
+    error = refused(config, tmp_path / "run", "--epochs", "1", capsys=capsys)
+    assert "samples per step: 8 -> 4" in error
+    train(config, tmp_path / "run", "--epochs", "2", "--resume", str(last))
+    assert "with samples per step: 8 -> 4" in capsys.readouterr().out
+    train(config, tmp_path / "run", "--epochs", "2")
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path, config, capsys):
+    def hold(folder, held, done):
+        lock = FolderLock(folder)
+        lock.take()
+        held.set()
+        done.wait()
+
+    processes = get_context("fork")
+    held, done = processes.Event(), processes.Event()
+    other = processes.Process(target=hold, args=(tmp_path, held, done), daemon=True)
+    other.start()
+    assert held.wait(60)
+    assert "another run is writing there" in refused(config, tmp_path, capsys=capsys)
+    assert {file.name for file in tmp_path.iterdir()} == {".lock", "few.yml"}
+    done.set()
+    other.join()
+    train(config, tmp_path, "--epochs", "1")
 
 
 def test_where_and_how_fast_may_change(tmp_path, config, monkeypatch, uninterrupted):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,6 +150,24 @@ def test_all_processes_stop_at_one_step_when_one_is_asked_to(tmp_path, whole_of_
     assert read_checkpoint(tmp_path / "run/last.pth")["progress"][0]["steps"] == 2
     finish(tmp_path, processes=2)
     assert_same(result(tmp_path), whole_of_two)
+
+
+def test_processes_that_srun_ends_when_one_has_stopped_end_with_75_all_the_same(tmp_path):
+    """As configs/slurm/train.sbatch has it: --kill-on-bad-exit sends SIGTERM to the others."""
+    (tmp_path / "few.yml").write_text(CONFIG)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_STEP_NUM_TASKS": "2"}
+    job |= {"OMP_NUM_THREADS": "1", "SIGNAL_AT": "0:step:2:SIGUSR1 0:exit:1:SIGTERM"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, "few.yml", "--output", "run", "--device", "cpu"],
+            env={**os.environ, **job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            cwd=tmp_path,
+        )
+        for rank in "01"
+    ]
+    assert [task.wait(240) for task in tasks] == [75, 75]
 
 
 def test_an_error_of_one_process_ends_all_with_its_reason(tmp_path):
