@@ -185,6 +185,11 @@ def _introduction(
         f"{optimizer.accumulation_steps} batches), "
         f"peak learning rate {optimizer.peak_lr(size):.3g}",
     ]
+    if config.epochs <= config.schedule.warmup_epochs:
+        lines.append(
+            f"schedule.warmup_epochs: {config.schedule.warmup_epochs:g}, so that all of epochs: "
+            f"{config.epochs} are warm-up and the peak is not reached"
+        )
     if config.compute.precision == "fp16" and not learner.scaler.is_enabled():
         lines.append("compute.precision: fp16 is for GPUs, on the CPU float32 takes its place")
     return lines

@@ -289,6 +289,11 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path, config, capsys):
     train(config, tmp_path, "--epochs", "1")
 
 
+def test_a_run_that_ends_in_its_warm_up_says_so(tmp_path, config, capsys):
+    train(config, tmp_path / "run", "--epochs", "1")
+    assert "all of epochs: 1 are warm-up" in capsys.readouterr().out
+
+
 def test_where_and_how_fast_may_change(tmp_path, config, monkeypatch, uninterrupted):
     stop_before(monkeypatch, 3)
     with pytest.raises(SystemExit):
