@@ -1,5 +1,6 @@
 """The configured model for the configured data, and what of it can be said before there are any."""
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ def check_model(
     checkpoint: str | Path | None = None,
     *,
     use_ema: bool = False,
-    on_purpose: tuple[str, ...] = (),
+    on_purpose: Collection[str] = (),
 ) -> list[str]:
     """Refuse, before data are looked for, a model or a checkpoint that is impossible with any data.
 

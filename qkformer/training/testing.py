@@ -23,7 +23,7 @@ from qkformer.training.environment import (
 )
 from qkformer.training.learner import check_compute, prepare_model
 from qkformer.training.loop import evaluate
-from qkformer.training.model import create_model
+from qkformer.training.model import check_model, create_model
 
 
 def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
@@ -44,27 +44,44 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
         raise ConfigError(f"--checkpoint {options.checkpoint}: no such file")
     with joined(alone, device) as world:
         world.first(lambda: make_folder(options.output))
+        configs = _configs(config, options.ssa)
+        world.say(*_check(configs, options))
         data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
         world.wait()  # preparing data may take one machine hours longer than another
-        modes = ("fixed", "original") if options.ssa == "both" else (options.ssa,)
-        results = {mode: _test(config, options, mode, data, device, world) for mode in modes}
-        if options.ssa != "both":
-            results = results[options.ssa]
+        results = [_test(each, options, data, device, world) for each in configs]
+        results = {each["ssa"]: each for each in results} if len(results) > 1 else results[0]
         text = json.dumps(results, indent=2) + "\n"
         world.first(lambda: write_text(options.output / "results.json", text))
     return results
 
 
+def _configs(config: Config, ssa: str | None) -> list[Config]:
+    """What to test one after the other: the configuration with the attention asked for, or both."""
+    if ssa is None:
+        return [config]
+    modes = ("fixed", "original") if ssa == "both" else (ssa,)
+    return [replace(config, model=replace(config.model, ssa=mode)) for mode in modes]
+
+
+def _check(configs: list[Config], options: TestOptions) -> list[str]:
+    """What is worth saying of the checkpoint before the data are looked for, if not refused."""
+    asked = {"ssa": options.ssa, "T": options.time_steps}
+    on_purpose = [key for key, value in asked.items() if value is not None]
+    use_ema = options.weights == "ema"
+    lines = [
+        check_model(config, options.checkpoint, use_ema=use_ema, on_purpose=on_purpose)
+        for config in configs
+    ]
+    return lines[0]
+
+
 def _test(
     config: Config,
     options: TestOptions,
-    ssa: str | None,
     data: Data,
     device: torch.device,
     world: World,
 ) -> dict[str, Any]:
-    if ssa is not None:
-        config = replace(config, model=replace(config.model, ssa=ssa))
     model = create_model(config, data)
     report = load_checkpoint(model, options.checkpoint, use_ema=options.weights == "ema")
     model = prepare_model(model, config.compute, device)

@@ -92,11 +92,11 @@ def test_options_besides_the_configuration():
 
 def test_options_of_testing():
     config, options = parse_test(DEMO, ["--checkpoint", "x/best.pth"])
-    assert options == cli.TestOptions(Path("x/best.pth"), Path("x"), "auto", None, "trained")
+    assert options == cli.TestOptions(Path("x/best.pth"), Path("x"), "auto", None, "trained", None)
     assert config == parse_train(DEMO, [])[0]
     argv = ["--checkpoint=x/best.pth", "--output=y", "--device=cpu", "--ssa=both", "--weights=ema"]
     config, options = parse_test(DEMO, [*argv, "--input_size=24", "--time_steps", "2"])
-    assert options == cli.TestOptions(Path("x/best.pth"), Path("y"), "cpu", "both", "ema")
+    assert options == cli.TestOptions(Path("x/best.pth"), Path("y"), "cpu", "both", "ema", 2)
     assert (config.data.image_size, config.model.T) == (24, 2)
     assert config.model.ssa == "fixed"  # what --ssa says is done by the test itself, once or twice
 
