@@ -1,6 +1,8 @@
 """test.py: what is refused before the data are looked for, and what its results say."""
 
+import errno
 import json
+import os
 from dataclasses import asdict
 
 import pytest
@@ -10,7 +12,7 @@ from torch.utils.data import TensorDataset
 import qkformer
 from qkformer.data.registry import DATASETS
 from qkformer.data.source import ImageData
-from qkformer.training import run
+from qkformer.training import environment, run
 from qkformer.training.cli import parse_train
 
 CONFIG = """
@@ -119,3 +121,62 @@ def test_time_steps_and_attention_are_those_of_the_training_or_it_is_said(config
     assert ssa in out and "model.T" not in out
     run_test(config, path, "--model.T=2", "--model.ssa=original")
     assert "was trained" not in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------- what is written
+
+
+def test_results_say_what_decides_them(config):
+    path = write(config, "run/last.pth", "--model.neuron", "if")
+    results = run_test(config, path, "--model.neuron", "if", "--data.crop_pct", "0.5")
+    assert results["neuron"] == "IF"
+    assert results["arguments"] == {
+        "T": 1,
+        "neuron": "if",
+        "backend": "auto",
+        "embed_dim": 16,
+        "num_heads": 2,
+    }
+    assert results["resize"].startswith("Resize(size=16, interpolation=bicubic")
+    assert results["resize"].endswith("CenterCrop(size=(8, 8))")
+    assert results["split"] is None
+    assert "commit" in results and "command" in results
+
+
+def test_the_precision_is_what_was_computed(config, capsys):
+    assert run_test(config, write(config))["precision"] == "fp32"
+    assert "fp16 is for GPUs, on the CPU float32 takes its place" in capsys.readouterr().out
+    assert run_test(config, write(config), "--compute.precision", "bf16")["precision"] == "bf16"
+    assert "float32" not in capsys.readouterr().out
+
+
+def test_no_result_is_lost_to_a_later_test(config):
+    folder = write(config).parent
+    tests = [
+        ("last.pth", ["--ssa", "both"]),
+        ("best.pth", ["--time_steps", "2"]),
+        ("last.pth", ["--ssa", "fixed"]),
+    ]
+    for name, options in tests:
+        latest = run_test(config, write(config, f"run/{name}"), *options)
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [(line["checkpoint"][-8:], line["ssa"], line["T"]) for line in lines] == [
+        ("last.pth", "fixed", 1),
+        ("last.pth", "original", 1),
+        ("best.pth", "fixed", 2),
+        ("last.pth", "fixed", 1),
+    ]
+    assert latest == lines[-1]
+
+
+def test_a_folder_that_takes_no_results_is_said_to_have_an_alternative(config, capsys, monkeypatch):
+    def read_only(**_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    path = write(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(environment.tempfile, "TemporaryFile", read_only)
+        error = refused(config, path, capsys=capsys)
+    assert f"{path.parent}: Read-only file system" in error
+    assert "choose another folder" in error and "--output" in error
+    assert error.count("\n") == 1
