@@ -35,6 +35,11 @@ def find_state_dict(
     return where, {_unwrapped(key): value for key, value in state.items()}
 
 
+def has_averaged(content: dict[str, Any]) -> bool:
+    """Whether averaged weights are in the file."""
+    return bool(_tensors(content.get(STATE_DICT_KEYS[-1])))
+
+
 def _tensors(content: Any) -> dict[str, Tensor]:
     """What of a dict's entries can be weights: dense tensors under names."""
     if not isinstance(content, dict):
@@ -53,6 +58,19 @@ def recorded_config(content: dict[str, Any]) -> dict[str, Any]:
     """The configuration that our own training writes into its files; empty in others."""
     recorded = content.get("config")
     return recorded if isinstance(recorded, dict) else {}
+
+
+def accuracy_is_of(recorded: dict[str, Any]) -> str:
+    """What our training's accuracy in a file is of, other than its weights on the test set.
+
+    Args:
+        recorded: The configuration of the training.
+    """
+    sections = [recorded.get(name) for name in ("optimizer", "data")]
+    optimizer, data = (part if isinstance(part, dict) else {} for part in sections)
+    facts = ["of the averaged weights"] * bool(optimizer.get("ema_decay"))
+    facts += ["on held-out training samples"] * bool(data.get("val_fraction"))
+    return f" ({', '.join(facts)})" if facts else ""
 
 
 def _unwrapped(key: str) -> str:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from qkformer.checkpoint.content import (
     ACCURACY_KEYS,
+    accuracy_is_of,
     find_state_dict,
+    has_averaged,
     listed,
     number,
     recorded_config,
@@ -49,6 +51,8 @@ class LoadReport:
             ``strict=False``.
         missing: keys of the model that kept their value.
         epoch, accuracy: as recorded in the file (top-1 in %), None where they are not.
+        recorded: the configuration of the training, as files of our own have it.
+        has_ema: the file has averaged weights, loaded or not.
     """
 
     path: str
@@ -62,6 +66,8 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     epoch: int | None = None
     accuracy: float | None = None
+    recorded: dict[str, Any] = field(default_factory=dict)
+    has_ema: bool = False
 
     def __str__(self) -> str:
         names = "published" if self.published else "our own"
@@ -71,7 +77,8 @@ class LoadReport:
         if self.epoch is not None:
             lines.append(f"epoch {self.epoch}")
         if self.accuracy is not None:
-            lines.append(f"recorded top-1 {self.accuracy:.2f} %")
+            of = accuracy_is_of(self.recorded)
+            lines.append(f"recorded top-1 {self.accuracy:.2f} %{of}")
         for what in ("dropped", "skipped", "missing"):
             keys = getattr(self, what)
             if keys:
@@ -133,6 +140,8 @@ def load_checkpoint(
         missing=[key for key in own if key not in match.fitting],
         epoch=number(content, ("epoch",), int),
         accuracy=number(content, ACCURACY_KEYS, float),
+        recorded=recorded_config(content),
+        has_ema=has_averaged(content),
     )
 
 

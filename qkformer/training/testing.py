@@ -132,6 +132,8 @@ def _test(
         **describe(device, world),
     }
     world.say(*(f"{name:15} {value}" for name, value in results.items()), "")
+    if report.has_ema and options.weights != "ema":
+        world.say(f"{options.checkpoint} has averaged weights too: --weights ema tests them")
     if model.ssa == "original":
         world.say(
             f"ssa original: these numbers hold for batches of {config.data.batch_size} in this "

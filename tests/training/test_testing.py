@@ -180,3 +180,14 @@ def test_a_folder_that_takes_no_results_is_said_to_have_an_alternative(config, c
     assert f"{path.parent}: Read-only file system" in error
     assert "choose another folder" in error and "--output" in error
     assert error.count("\n") == 1
+
+
+def test_averaged_weights_in_the_file_are_pointed_out(config, capsys):
+    path = write(config)
+    run_test(config, path)
+    assert "has averaged weights" not in capsys.readouterr().out
+    path = write(config, state_dict_ema=torch.load(path)["model"])
+    run_test(config, path)
+    assert f"{path} has averaged weights too: --weights ema tests them" in capsys.readouterr().out
+    run_test(config, path, "--weights", "ema")
+    assert "has averaged weights" not in capsys.readouterr().out
