@@ -1,6 +1,7 @@
 """Batches whose content depends on nothing but the seed, the epoch and the position in it."""
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from qkformer.data.samples import Damaged
 from qkformer.data.source import DataConfig, DataError, one_line
@@ -154,6 +156,8 @@ def evaluation_loader(
 def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
     """The loader's batches; samples that could not be read are missing from them.
 
+    Under "skip", standard error names each of these once, however often the loader meets it.
+
     Args:
         on_damaged: As DataConfig has it.
 
@@ -178,6 +182,10 @@ def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
             more = len(batch.damaged) - 1
             others = f"; likewise {more} more of this batch" if more else ""
             raise DataError(f"cannot read {batch.damaged[0]}{others}{remedy}")
+        for damaged in batch.damaged:
+            if damaged.sample not in loader.named:
+                loader.named.add(damaged.sample)
+                tqdm.write(f"left out: {damaged}", file=sys.stderr)  # above a progress bar
         yield batch
 
 
@@ -216,7 +224,7 @@ def collate(samples: list[tuple[Tensor, int] | Damaged]) -> Batch:
 def _loader(
     dataset: Dataset, batches: Sampler[list[Key]], config: DataConfig, device: torch.device
 ) -> DataLoader:
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
@@ -226,6 +234,8 @@ def _loader(
         persistent_workers=config.workers > 0,
         pin_memory=device.type == "cuda",
     )
+    loader.named = set()  # samples that could not be read, of which the user was told
+    return loader
 
 
 def _outlive_signals(_worker: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from qkformer.checkpoint.io import write_text
 from qkformer.checkpoint.load import load_checkpoint
@@ -54,7 +55,9 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
             world.say("compute.precision: fp16 is for GPUs, on the CPU float32 takes its place")
         data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
         world.wait()  # preparing data may take one machine hours longer than another
-        results = [_test(each, options, data, device, world) for each in configs]
+        place = {"rank": world.rank, "world_size": world.size}
+        loader = evaluation_loader(data.test, config.data, device, **place)
+        results = [_test(each, options, data, loader, device, world) for each in configs]
         latest = {each["ssa"]: each for each in results} if len(results) > 1 else results[0]
         world.first(lambda: _write(results, latest, options.output))
     return latest
@@ -99,6 +102,7 @@ def _test(
     config: Config,
     options: TestOptions,
     data: Data,
+    loader: DataLoader,
     device: torch.device,
     world: World,
 ) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _test(
         model.compile()
     tested = evaluate(
         model,
-        evaluation_loader(data.test, config.data, device, rank=world.rank, world_size=world.size),
+        loader,
         prepare=data.prepare.to(device),
         device=device,
         precision=config.compute.precision,
