@@ -209,4 +209,6 @@ def _write_failure(
         "not_finite": not_finite(learner.model),
         "amp_scale": learner.scaler.get_scale(),
     }
+    # JSON has neither NaN nor infinity, Python's has: words take their place
+    record = json.loads(json.dumps(record), parse_constant=str)
     write_text(output / "failed_step.json", json.dumps(record, indent=2) + "\n")

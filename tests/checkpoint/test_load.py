@@ -137,7 +137,7 @@ def test_the_head_of_another_class_count(tmp_path):
     for num_classes in (10, 0):
         model = dvs_model(num_classes=num_classes)
         head = [p.clone() for p in model.head.parameters()]
-        with pytest.raises(CheckpointError, match="skip_head=True"):
+        with pytest.raises(CheckpointError, match=r"skip_head=True, --model\.skip_head true"):
             load_checkpoint(model, tmp_path / "a.pth")
         report = load_checkpoint(model, tmp_path / "a.pth", skip_head=True)
         assert report.skipped == ["head.weight", "head.bias"]
