@@ -140,8 +140,8 @@ def train_imagenet(folder, **changes):
     )
 
 
-def damage(folder):
-    path = sorted((folder / "data/train").rglob("*.JPEG"))[5]
+def damage(folder, part="train"):
+    path = sorted((folder / "data" / part).rglob("*.JPEG"))[5]
     path.write_bytes(path.read_bytes()[:200])
     return path
 
@@ -157,9 +157,11 @@ def test_a_damaged_image_is_named_and_stops_the_run(tiny_imagenet, capsys, worke
 
 
 def test_damaged_images_are_left_out_and_counted_on_request(tiny_imagenet, capsys):
-    damage(tiny_imagenet)
+    path = damage(tiny_imagenet)
     train_imagenet(tiny_imagenet, data__on_damaged="skip")
-    assert capsys.readouterr().out.count("1 samples could not be read and were left out") == 2
+    out, err = capsys.readouterr()
+    assert out.count("1 samples could not be read and were left out") == 2
+    assert err.count(f"left out: {path}: ") == 1
     lines = (tiny_imagenet / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["damaged_samples"] for line in lines] == [1, 1]
 
@@ -184,13 +186,25 @@ def test_a_data_folder_that_vanishes_is_one_clear_error(
     assert read_checkpoint(tiny_imagenet / "run/last.pth")["epoch"] == 0
 
 
-def test_testing_needs_no_training_images(tiny_imagenet):
-    train_imagenet(tiny_imagenet, epochs=1)
-    shutil.rmtree(tiny_imagenet / "data/train")
-    values = {"data.root": tiny_imagenet / "data", "model.T": 1, "device": "cpu", **IMAGENET}
+def measure_imagenet(folder, **changes):
+    values = {"data.root": folder / "data", "model.T": 1, "device": "cpu", **IMAGENET, **changes}
     del values["optimizer.lr"]
     run.test(
         ROOT / "configs/imagenet_qkformer_10_384.yml",
-        options(values | {"checkpoint": tiny_imagenet / "run/last.pth", "data.workers": 0}),
+        options(values | {"checkpoint": folder / "run/last.pth", "data.workers": 0}),
     )
-    assert json.loads((tiny_imagenet / "run/results.json").read_text())["images"] == 12
+    return json.loads((folder / "run/results.json").read_text())
+
+
+def test_testing_needs_no_training_images(tiny_imagenet):
+    train_imagenet(tiny_imagenet, epochs=1)
+    shutil.rmtree(tiny_imagenet / "data/train")
+    assert measure_imagenet(tiny_imagenet)["images"] == 12
+
+
+def test_images_left_out_of_a_test_are_named(tiny_imagenet, capsys):
+    train_imagenet(tiny_imagenet, epochs=1)
+    path = damage(tiny_imagenet, "val")
+    results = measure_imagenet(tiny_imagenet, **{"data.on_damaged": "skip", "ssa": "both"})
+    assert [results[ssa]["damaged"] for ssa in ("fixed", "original")] == [1, 1]
+    assert capsys.readouterr().err.count(f"left out: {path}: ") == 1

@@ -65,7 +65,7 @@ def refusal(
     if difference.keys() <= set(HEAD):
         lines.append(
             "only the head differs: build the model with the file's num_classes, or keep the "
-            "model's own head (skip_head=True)"
+            "model's own head (skip_head=True, --model.skip_head true of train.py)"
         )
     return "\n".join(lines) + suggestion(state)
 

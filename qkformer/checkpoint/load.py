@@ -4,7 +4,6 @@ Keys that take no part in the published forward are dropped by name; anything el
 is an error that shows the difference.
 """
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qkformer.checkpoint.content import (
+    ACCURACY_KEYS,
+    accuracy_is_of,
+    find_state_dict,
+    has_averaged,
+    listed,
+    number,
+    recorded_config,
+)
 from qkformer.checkpoint.fit import HEAD, differences, refusal, same_shape, suggestion
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
@@ -26,9 +34,6 @@ KNOWN_FILES = {
     "ba20af8eb450d4ec9c71009fde8e7125": "QKFormer HST-10-768, ImageNet 288, 85.25 % (original SSA)",
     "99a671118f67a680aa38b6ac5aae449a": "QKFormer HST-10-768, ImageNet 384, 85.65 % (original SSA)",
 }
-STATE_DICT_KEYS = ("model", "state_dict", "state_dict_ema")
-ACCURACY_KEYS = ("acc1", "max_test_acc1", "metric")  # ours, the DVS release's, timm's
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class LoadReport:
             ``strict=False``.
         missing: keys of the model that kept their value.
         epoch, accuracy: as recorded in the file (top-1 in %), None where they are not.
+        recorded: the configuration of the training, as files of our own have it.
+        has_ema: the file has averaged weights, loaded or not.
     """
 
     path: str
@@ -59,6 +66,8 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     epoch: int | None = None
     accuracy: float | None = None
+    recorded: dict[str, Any] = field(default_factory=dict)
+    has_ema: bool = False
 
     def __str__(self) -> str:
         names = "published" if self.published else "our own"
@@ -68,11 +77,12 @@ class LoadReport:
         if self.epoch is not None:
             lines.append(f"epoch {self.epoch}")
         if self.accuracy is not None:
-            lines.append(f"recorded top-1 {self.accuracy:.2f} %")
+            of = accuracy_is_of(self.recorded)
+            lines.append(f"recorded top-1 {self.accuracy:.2f} %{of}")
         for what in ("dropped", "skipped", "missing"):
             keys = getattr(self, what)
             if keys:
-                lines.append(f"{what}: {_listed(keys)}")
+                lines.append(f"{what}: {listed(keys)}")
         return "; ".join(lines)
 
 
@@ -106,44 +116,102 @@ def load_checkpoint(
     if not isinstance(model, SpikingTransformer):
         raise TypeError(f"expected a model of this package, got {type(model).__name__}")
     content = read_checkpoint(path)
-    state_dict_key, state = _find_state_dict(content, path, use_ema)
+    state_dict_key, state = find_state_dict(content, path, use_ema)
+    match = _match(model, state, path, HEAD if skip_head else ())
+    if match.difference and (strict or not match.fitting):
+        raise CheckpointError(refusal(path, match.difference, state))
+    if strict:
+        _check_name(model, content, path)
+    own = model.state_dict()
+    with torch.no_grad():
+        for key, name in match.fitting.items():
+            own[key].copy_(state[name].reshape(own[key].shape))
+    md5 = file_md5(path)
+    loaded = {*match.fitting.values(), *match.dropped}
+    return LoadReport(
+        path=str(path),
+        md5=md5,
+        known_as=KNOWN_FILES.get(md5),
+        state_dict_key=state_dict_key,
+        published=match.published,
+        mapped={name: key for key, name in match.fitting.items()},
+        dropped=match.dropped,
+        skipped=[name for name in state if name not in loaded],
+        missing=[key for key in own if key not in match.fitting],
+        epoch=number(content, ("epoch",), int),
+        accuracy=number(content, ACCURACY_KEYS, float),
+        recorded=recorded_config(content),
+        has_ema=has_averaged(content),
+    )
+
+
+def check_checkpoint(
+    model: SpikingTransformer, path: str | os.PathLike, *, use_ema: bool = False
+) -> dict[str, Any]:
+    """Refuse a checkpoint that cannot fit ``model``, whatever its classes and input channels.
+
+    Args:
+        model: may be on the "meta" device; is left as it is.
+        path, use_ema: as for :func:`load_checkpoint`.
+
+    Returns:
+        The configuration of the training, as files of our own record it; empty for others.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`.
+    """
+    content = read_checkpoint(path)
+    _, state = find_state_dict(content, path, use_ema)
+    match = _match(model, state, path, HEAD)
+    first = match.names.get(f"{model.pretrained_cfg['first_conv']}.weight")
+    difference = {
+        name: line for name, line in match.difference.items() if name != first or name not in state
+    }
+    if difference:
+        raise CheckpointError(refusal(path, difference, state))
+    _check_name(model, content, path)
+    return recorded_config(content)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What of a file belongs where in a model.
+
+    Attributes:
+        published: the file has published names.
+        names: our key -> key in the file, of the whole model.
+        dropped: keys of the file that take no part in the published forward.
+        fitting: as ``names``, of what fits.
+        difference: key in the file -> a line, of everything that does not fit.
+    """
+
+    published: bool
+    names: dict[str, str]
+    dropped: list[str]
+    fitting: dict[str, str]
+    difference: dict[str, str]
+
+
+def _match(
+    model: SpikingTransformer,
+    state: dict[str, Tensor],
+    path: str | os.PathLike,
+    kept_out: Iterable[str],
+) -> _Match:
     own = model.state_dict()
     published = not any(key in own for key in state if key not in HEAD)
     if published:
         names, dropped = _published_names(model, state, path)
     else:
         names, dropped = {key: key for key in own}, []
-    kept_out = {*dropped, *(HEAD if skip_head else ())}
-    difference = differences(own, names, state, kept_out)
+    kept_out = {*dropped, *kept_out}
     fitting = {
         key: name
         for key, name in names.items()
         if name in state and name not in kept_out and same_shape(state[name], own[key])
     }
-    if difference and (strict or not fitting):
-        raise CheckpointError(refusal(path, difference, state))
-    recorded = _recorded_model(content)
-    architecture = getattr(model, "pretrained_cfg", {}).get("architecture")
-    if strict and recorded and architecture and recorded != architecture:
-        raise CheckpointError(f"{path} is of {recorded}, the model is {architecture}")
-    with torch.no_grad():
-        for key, name in fitting.items():
-            own[key].copy_(state[name].reshape(own[key].shape))
-    md5 = file_md5(path)
-    loaded = {*fitting.values(), *dropped}
-    return LoadReport(
-        path=str(path),
-        md5=md5,
-        known_as=KNOWN_FILES.get(md5),
-        state_dict_key=state_dict_key,
-        published=published,
-        mapped={name: key for key, name in fitting.items()},
-        dropped=dropped,
-        skipped=[name for name in state if name not in loaded],
-        missing=[key for key in own if key not in fitting],
-        epoch=_number(content, ("epoch",), int),
-        accuracy=_number(content, ACCURACY_KEYS, float),
-    )
+    difference = differences(own, names, state, kept_out)
+    return _Match(published, names, dropped, fitting, difference)
 
 
 def _published_names(
@@ -160,64 +228,12 @@ def _published_names(
         ) from error
 
 
-def _find_state_dict(
-    content: dict[str, Any], path: str | os.PathLike, use_ema: bool
-) -> tuple[str | None, dict[str, Tensor]]:
-    """Key in the file and the state dict, its keys without the prefixes of wrappers."""
-    where, state = None, _tensors(content)
-    for key in STATE_DICT_KEYS[-1:] if use_ema else STATE_DICT_KEYS:
-        if _tensors(content.get(key)):
-            where, state = key, _tensors(content[key])
-            break
-    if use_ema and where is None:
-        raise CheckpointError(f"{path}: there are no averaged weights (state_dict_ema) in it")
-    if not state:
-        raise CheckpointError(
-            f"{path}: there is no state dict in it: neither under "
-            f"{', '.join(STATE_DICT_KEYS)} nor at the top, where the keys are "
-            f"{_listed([str(key) for key in content])}"
-        )
-    return where, {_unwrapped(key): value for key, value in state.items()}
-
-
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """What of a dict's entries can be weights: dense tensors under names."""
-    if not isinstance(content, dict):
-        return {}
-    return {
-        key: value
-        for key, value in content.items()
-        if isinstance(key, str)
-        and isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_meta
-    }
-
-
-def _recorded_model(content: dict[str, Any]) -> str | None:
-    """The registered name in the configuration that our own training writes into its files."""
-    for section in ("config", "model"):
-        content = content.get(section)
-        if not isinstance(content, dict):
-            return None
-    name = content.get("name")
-    return name if isinstance(name, str) else None
-
-
-def _unwrapped(key: str) -> str:
-    while key.startswith(WRAPPERS):
-        key = key.partition(".")[2]
-    return key
-
-
-def _number(content: dict[str, Any], keys: Iterable[str], kind: type) -> Any:
-    """The first of these entries that is a number."""
-    for key in keys:
-        value = content.get(key)
-        if isinstance(value, int | float) and math.isfinite(value):
-            return kind(value)
-    return None
-
-
-def _listed(keys: list[str], most: int = 6) -> str:
-    return ", ".join(keys[:most]) + (f", ... ({len(keys)} in all)" if len(keys) > most else "")
+def _check_name(
+    model: SpikingTransformer, content: dict[str, Any], path: str | os.PathLike
+) -> None:
+    """Refuse a file that records another registered model."""
+    section = recorded_config(content).get("model")
+    recorded = section.get("name") if isinstance(section, dict) else None
+    architecture = getattr(model, "pretrained_cfg", {}).get("architecture")
+    if isinstance(recorded, str) and architecture and recorded != architecture:
+        raise CheckpointError(f"{path} is of {recorded}, the model is {architecture}")

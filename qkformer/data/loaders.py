@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from qkformer.data.samples import Damaged
 from qkformer.data.source import DataConfig, DataError, one_line
@@ -159,6 +161,8 @@ def evaluation_loader(
 def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
     """The loader's batches; samples that could not be read are missing from them.
 
+    Under "skip", standard error names each of these once, however often the loader meets it.
+
     Args:
         on_damaged: As DataConfig has it.
 
@@ -183,6 +187,10 @@ def read(loader: DataLoader, on_damaged: str) -> Iterator[Batch]:
             more = len(batch.damaged) - 1
             others = f"; likewise {more} more of this batch" if more else ""
             raise DataError(f"cannot read {batch.damaged[0]}{others}{remedy}")
+        for damaged in batch.damaged:
+            if damaged.sample not in loader.named:
+                loader.named.add(damaged.sample)
+                tqdm.write(f"left out: {damaged}", file=sys.stderr)  # above a progress bar
         yield batch
 
 
@@ -223,7 +231,7 @@ def _loader(
 ) -> DataLoader:
     leaving = multiprocessing.Event()
     atexit.register(leaving.set)  # runs before those that wait for the workers
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
@@ -233,6 +241,8 @@ def _loader(
         persistent_workers=config.workers > 0,
         pin_memory=device.type == "cuda",
     )
+    loader.named = set()  # samples that could not be read, of which the user was told
+    return loader
 
 
 def _outlive_signals(leaving: Event, _worker: int) -> None:

@@ -53,6 +53,7 @@ class TestOptions:
     device: str
     ssa: str | None
     weights: str
+    time_steps: int | None
 
 
 def parse_train(
@@ -140,8 +141,14 @@ def parse_test(
     if given.checkpoint is None:
         raise ConfigError("--checkpoint: required, the file to test")
     output = Path(parsed.output or given.checkpoint.parent)
-    options = TestOptions(given.checkpoint, output, parsed.device, parsed.ssa, parsed.weights)
-    return _config(parsed), options
+    return _config(parsed), TestOptions(
+        given.checkpoint,
+        output,
+        parsed.device,
+        parsed.ssa,
+        parsed.weights,
+        parsed.time_steps,
+    )
 
 
 def _parser(description: str, options: str) -> ArgumentParser:

@@ -91,7 +91,7 @@ def explain(
     message = " ".join(str(error).split())
     unknown = re.search(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown:
-        valid = [f"--{key}" for key in ("config", *options, *paths, *key_types())]
+        valid = [f"--{key}" for key in ("config", "print_config", *options, *paths, *key_types())]
         question, name = nearest(unknown[1], valid), unknown[1].lstrip("-")
         if _elsewhere(name) and f".{name}'" not in question:  # --ssa can also mean --model.ssa
             raise ConfigError(f"--{_elsewhere(name)}") from error
@@ -100,7 +100,8 @@ def explain(
     kinds = options | key_types()
     if wrong_type and wrong_type[1] in kinds:
         key, detail = wrong_type.groups()
-        value = re.search(r"(?:Got value|Given value): (.*)", detail)
+        # of a union, each part has its complaint first, and the value comes last
+        value = re.search(r"Given value: (.*)", detail) or re.search(r"Got value: (.*)", detail)
         got = f", got {value[1]}" if value else ""
         raise ConfigError(f"{key}: expected {in_words(kinds[key])}{got}") from error
     raise ConfigError(message) from error

@@ -148,13 +148,19 @@ def check_compute(compute: ComputeConfig, device: torch.device) -> None:
             raise ConfigError(f"compute.precision: {name} has no bfloat16; take fp16")
 
 
+def computed(precision: str, device: torch.device) -> str:
+    """The precision that takes the place of the configured one: fp16 is for GPUs."""
+    return "fp32" if precision == "fp16" and device.type != "cuda" else precision
+
+
 def scales(precision: str, device: torch.device) -> bool:
-    """Whether gradients need a scaler: float16 has few exponents, and is for GPUs."""
-    return precision == "fp16" and device.type == "cuda"
+    """Whether gradients need a scaler: float16 has few exponents."""
+    return computed(precision, device) == "fp16"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context of forward passes. fp16 is for GPUs: on the CPU, float32 takes its place."""
-    if precision == "fp32" or (precision == "fp16" and device.type != "cuda"):
+    """The context of forward passes."""
+    precision = computed(precision, device)
+    if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])

@@ -52,11 +52,12 @@ class RunLog:
         name = "ema_test_acc1" if self.metric.startswith("ema_") else "test_acc1"
         held_out = "val" in self.metric
         chosen_on = "held-out training samples" if held_out else "the test set itself"
+        how = " (test.py --weights ema)" if name.startswith("ema_") else ""
         last, best_one = history[-1], history[best]
-        print(f"last epoch ({last['epoch']}): {_words(name)} {last[name]:.2f} %, last.pth")
+        print(f"last epoch ({last['epoch']}): {_words(name)} {last[name]:.2f} %, last.pth{how}")
         print(
             f"best epoch ({best}), chosen on {chosen_on}: "
-            f"{_words(name)} {best_one[name]:.2f} %, best.pth",
+            f"{_words(name)} {best_one[name]:.2f} %, best.pth{how}",
             flush=True,
         )
 

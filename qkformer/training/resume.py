@@ -48,6 +48,8 @@ def find_checkpoint(resume: str, output: Path, config: Config, samples: int) -> 
     own = [output / LAST, output / PREVIOUS, *sorted(output.glob("epoch-*.pth"), reverse=True)]
     own = [path for path in own if path.exists()]
     given = None if resume in ("auto", "none") else Path(resume)
+    if given is not None and not given.exists():
+        raise ConfigError(f"--resume {given}: no such file; expected auto, none or a checkpoint")
     goes_on = resume == "auto" and own
     if not goes_on and not any(_same_file(given, path) for path in own):
         _check_holds_no_run(output)
@@ -104,7 +106,7 @@ def _first_intact(paths: Iterable[Path]) -> tuple[Path, dict[str, Any]]:
         for error in damaged:
             print(f"{error}; the checkpoint before it takes its place", file=sys.stderr)
         return path, content
-    raise damaged[0]
+    raise CheckpointError("; ".join(map(str, damaged)))
 
 
 def _check_holds_no_run(output: Path) -> None:

@@ -30,7 +30,7 @@ from qkformer.training.health import FiringRates, by_stage, dead_layers, not_fin
 from qkformer.training.learner import Learner, check_compute
 from qkformer.training.log import RunLog
 from qkformer.training.loop import evaluate, train_one_epoch
-from qkformer.training.model import create_model
+from qkformer.training.model import check_model, create_model
 from qkformer.training.progress import TrainingError
 from qkformer.training.randomness import seed_everything
 from qkformer.training.resume import find_checkpoint, restore
@@ -71,6 +71,7 @@ def _train(
     world.first(lock.take)
     samples = config.samples_per_step(world.size)
     found = world.first(lambda: find_checkpoint(options.resume, output, config, samples))
+    world.say(*check_model(config, None if found else config.model.weights))
     data = load_data(config.data, config.augmentation, config.model.T)
     world.wait()  # preparing data may take one machine hours longer than another
     place = {"rank": world.rank, "world_size": world.size}
@@ -223,4 +224,6 @@ def _write_failure(
         "not_finite": not_finite(learner.model),
         "amp_scale": learner.scaler.get_scale(),
     }
+    # JSON has neither NaN nor infinity, Python's has: words take their place
+    record = json.loads(json.dumps(record), parse_constant=str)
     write_text(output / "failed_step.json", json.dumps(record, indent=2) + "\n")

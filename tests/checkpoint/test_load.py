@@ -137,7 +137,7 @@ def test_the_head_of_another_class_count(tmp_path):
     for num_classes in (10, 0):
         model = dvs_model(num_classes=num_classes)
         head = [p.clone() for p in model.head.parameters()]
-        with pytest.raises(CheckpointError, match="skip_head=True"):
+        with pytest.raises(CheckpointError, match=r"skip_head=True, --model\.skip_head true"):
             load_checkpoint(model, tmp_path / "a.pth")
         report = load_checkpoint(model, tmp_path / "a.pth", skip_head=True)
         assert report.skipped == ["head.weight", "head.bias"]
@@ -170,6 +170,31 @@ def test_averaged_weights(tmp_path):
     torch.save({"state_dict": plain}, tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match="state_dict_ema"):
         load_checkpoint(model, tmp_path / "b.pth", use_ema=True)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "of"),
+    [
+        ({}, ""),
+        ({"optimizer": {"ema_decay": None}, "data": {"val_fraction": 0.0}}, ""),
+        ({"optimizer": {"ema_decay": 0.9}}, " (of the averaged weights)"),
+        ({"data": {"val_fraction": 0.1}}, " (on held-out training samples)"),
+        (
+            {"optimizer": {"ema_decay": 0.9}, "data": {"val_fraction": 0.1}},
+            " (of the averaged weights, on held-out training samples)",
+        ),
+        ({"optimizer": 3, "data": "digits"}, ""),
+    ],
+)
+def test_a_recorded_accuracy_is_said_to_be_what_it_is_of(recorded, of, tmp_path):
+    state = published_state(DVS)
+    torch.save({"model": state, "acc1": 50.0, "config": recorded}, tmp_path / "a.pth")
+    report = load_checkpoint(dvs_model(), tmp_path / "a.pth")
+    assert report.recorded == recorded
+    assert str(report).endswith(f"recorded top-1 50.00 %{of}")
+    assert not report.has_ema
+    torch.save({"model": state, "state_dict_ema": state}, tmp_path / "a.pth")
+    assert load_checkpoint(dvs_model(), tmp_path / "a.pth").has_ema
 
 
 def test_known_files_are_named(tmp_path, monkeypatch):

@@ -165,6 +165,21 @@ def test_damaged_samples_are_left_out_and_told_on_request():
     assert [damaged.sample for damaged in second.damaged] == ["sample 5", "sample 6"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_left_out_is_named_once_however_often_it_is_met(capsys, workers):
+    data = Samples(Numbers(16, broken=(5, 6)))
+    loader = evaluation_loader(data, config(workers=workers), CPU)
+    for _ in range(2):
+        values(loader, "skip")
+    assert capsys.readouterr().err.splitlines() == [
+        "left out: sample 5: image file is truncated",
+        "left out: sample 6: image file is truncated",
+    ]
+    with pytest.raises(DataError):
+        values(evaluation_loader(data, config(), CPU))
+    assert not capsys.readouterr().err  # the error itself has the name
+
+
 def test_a_batch_of_which_nothing_is_left_is_an_error_all_the_same():
     loader = evaluation_loader(Samples(Numbers(8, broken=range(4, 8))), config(), CPU)
     with pytest.raises(DataError, match="sample 4"):

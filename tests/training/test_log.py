@@ -119,9 +119,10 @@ def test_the_end_names_both_accuracies_for_what_they_are(
     name = "ema_test_acc1" if metric.startswith("ema") else "test_acc1"
     history = [record(0, **{**others, name: 90.0}), record(1, **{**others, name: 80.0})]
     RunLog(tmp_path, history, metric).end(history, best=0)
+    how = " (test.py --weights ema)" if metric.startswith("ema") else ""
     assert capsys.readouterr().out.splitlines() == [
-        f"last epoch (1): {shown} 80.00 %, last.pth",
-        f"best epoch (0), chosen on {chosen_on}: {shown} 90.00 %, best.pth",
+        f"last epoch (1): {shown} 80.00 %, last.pth{how}",
+        f"best epoch (0), chosen on {chosen_on}: {shown} 90.00 %, best.pth{how}",
     ]
 
 

@@ -335,13 +335,16 @@ def test_unusable_checkpoints_are_named(tmp_path, config, capsys):
     error = refused(config, tmp_path / "new", *resume, best, capsys=capsys)
     assert "no optimizer, scaler, random, history" in error
     error = refused(config, tmp_path / "new", *resume, "nowhere.pth", capsys=capsys)
-    assert "nowhere.pth: no such file" in error
+    assert "--resume nowhere.pth: no such file; expected auto, none or a checkpoint" in error
     last = str(output / "last.pth")
     wide = ("--model.args.embed_dim", "32")
     error = refused(config, tmp_path / "new", *wide, *resume, last, capsys=capsys)
     assert "does not fit" in error
     truncate(output / "last.pth")
     assert "truncated" in refused(config, output, "--epochs", "1", capsys=capsys)
+    (output / "previous.pth").touch()
+    error = refused(config, output, "--epochs", "1", capsys=capsys)
+    assert "last.pth: truncated" in error and "previous.pth: the file is empty" in error
 
 
 def truncate(path):
@@ -428,7 +431,9 @@ def test_a_loss_that_is_no_number_leaves_a_record_of_its_step(tmp_path, config, 
     with pytest.raises(SystemExit) as stop:
         train(config, output, "--model.neuron", "leaky")
     assert stop.value.code == 1
-    record = json.loads((output / "failed_step.json").read_text())
+    text = (output / "failed_step.json").read_text()
+    record = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+    assert "NaN" in record["losses"]
     assert (record["epoch"], record["step"]) == (1, 4)
     assert len(set(record["samples"])) == 4
     assert record["not_finite"] and record["learning_rate"] > 0
