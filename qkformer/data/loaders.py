@@ -1,13 +1,13 @@
 """Batches whose content depends on nothing but the seed, the epoch and the position in it."""
 
 import atexit
+import functools
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from multiprocessing.synchronize import Event
 from typing import NamedTuple
 
@@ -229,20 +229,26 @@ def collate(samples: list[tuple[Tensor, int] | Damaged]) -> Batch:
 def _loader(
     dataset: Dataset, batches: Sampler[list[Key]], config: DataConfig, device: torch.device
 ) -> DataLoader:
-    leaving = multiprocessing.Event()
-    atexit.register(leaving.set)  # runs before those that wait for the workers
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
         generator=torch.Generator(),  # leaves the global random numbers to training
         num_workers=config.workers,
-        worker_init_fn=partial(_outlive_signals, leaving),
+        worker_init_fn=functools.partial(_outlive_signals, _leaving()),
         persistent_workers=config.workers > 0,
         pin_memory=device.type == "cuda",
     )
     loader.named = set()  # samples that could not be read, of which the user was told
     return loader
+
+
+@functools.cache
+def _leaving() -> Event:
+    """Set when this process exits, before multiprocessing waits for its workers."""
+    leaving = multiprocessing.Event()
+    atexit.register(leaving.set)
+    return leaving
 
 
 def _outlive_signals(leaving: Event, _worker: int) -> None:
