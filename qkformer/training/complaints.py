@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
+from qkformer.data.source import one_line
 from qkformer.training.config import SECTIONS, ConfigError, key_types, nearest
 
 # Besides --config: what they take, as --print_config writes them into a file too.
@@ -58,7 +59,7 @@ def check_file(file: Path, options: dict[str, type]) -> None:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not a text file") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{file}: not valid YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected 'key: value' lines")
     for key, value in content.items():
@@ -88,7 +89,7 @@ def explain(
     error: argparse.ArgumentError, options: dict[str, type], paths: Sequence[str]
 ) -> NoReturn:
     """jsonargparse's complaint as one line; unknown options with the nearest valid name."""
-    message = " ".join(str(error).split())
+    message = one_line(error)
     unknown = re.search(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown:
         valid = [f"--{key}" for key in ("config", "print_config", *options, *paths, *key_types())]

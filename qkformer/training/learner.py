@@ -153,6 +153,13 @@ def computed(precision: str, device: torch.device) -> str:
     return "fp32" if precision == "fp16" and device.type != "cuda" else precision
 
 
+def precision_remarks(precision: str, device: torch.device) -> list[str]:
+    """A line where another precision takes the place of the configured one."""
+    if computed(precision, device) == precision:
+        return []
+    return ["compute.precision: fp16 is for GPUs, on the CPU float32 takes its place"]
+
+
 def scales(precision: str, device: torch.device) -> bool:
     """Whether gradients need a scaler: float16 has few exponents."""
     return computed(precision, device) == "fp16"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qkformer.checkpoint.io import CheckpointError
 from qkformer.data.loaders import dead_worker
-from qkformer.data.source import DataError
+from qkformer.data.source import DataError, one_line
 from qkformer.training.cli import parse_test, parse_train
 from qkformer.training.config import ConfigError
 from qkformer.training.distributed import World, announced
@@ -92,6 +92,6 @@ def _lost_process(error: RuntimeError) -> str | None:
     text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
     if any(sign in text for sign in signs):
-        reason = " ".join(text.split())[:200]
+        reason = one_line(error)[:200]
         return f"lost another process, whose own message says why ({reason})"
     return None

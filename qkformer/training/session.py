@@ -27,7 +27,7 @@ from qkformer.training.environment import (
     peak_memory,
 )
 from qkformer.training.health import FiringRates, by_stage, dead_layers, not_finite
-from qkformer.training.learner import Learner, check_compute
+from qkformer.training.learner import Learner, check_compute, precision_remarks
 from qkformer.training.log import RunLog
 from qkformer.training.loop import evaluate, train_one_epoch
 from qkformer.training.model import check_model, create_model
@@ -105,7 +105,7 @@ def _train(
     keeper = Keeper(output, state, learner, config, world, stop)
     world.first(lambda: _write_facts(keeper, device))
     log = RunLog(output, state.history, state.metric) if world.is_main else None
-    world.say(*_introduction(config, data, learner, batches, world))
+    world.say(*_introduction(config, data, learner, world))
     try:
         for epoch in range(len(state.history), config.all_epochs):
             state.add(_epoch(epoch, keeper, data, batches, tests))
@@ -126,7 +126,7 @@ def _epoch(
     """Train on (the rest of) an epoch, test; the epoch's metrics."""
     config, learner, world = keeper.config, keeper.learner, keeper.world
     augmentation = config.augmentation
-    peak = config.optimizer.peak_lr(batches.batch_sampler.step_size)
+    peak = config.optimizer.peak_lr(config.samples_per_step(world.size))
     progress = train_one_epoch(
         learner,
         batches,
@@ -174,10 +174,8 @@ def _epoch(
     }
 
 
-def _introduction(
-    config: Config, data: Data, learner: Learner, batches: DataLoader, world: World
-) -> list[str]:
-    size, optimizer = batches.batch_sampler.step_size, config.optimizer
+def _introduction(config: Config, data: Data, learner: Learner, world: World) -> list[str]:
+    size, optimizer = config.samples_per_step(world.size), config.optimizer
     lines = [
         f"{config.model.name}, {count_parameters(learner.model):,} parameters, {config.data.name}: "
         f"{len(data.train)} training and {len(data.test)} test samples; "
@@ -191,9 +189,7 @@ def _introduction(
             f"schedule.warmup_epochs: {config.schedule.warmup_epochs:g}, so that all of epochs: "
             f"{config.epochs} are warm-up and the peak is not reached"
         )
-    if config.compute.precision == "fp16" and not learner.scaler.is_enabled():
-        lines.append("compute.precision: fp16 is for GPUs, on the CPU float32 takes its place")
-    return lines
+    return lines + precision_remarks(config.compute.precision, learner.device)
 
 
 def _write_facts(keeper: Keeper, device: torch.device) -> None:

@@ -25,7 +25,7 @@ from qkformer.training.environment import (
     describe,
     make_folder,
 )
-from qkformer.training.learner import check_compute, computed, prepare_model
+from qkformer.training.learner import check_compute, computed, precision_remarks, prepare_model
 from qkformer.training.loop import evaluate
 from qkformer.training.model import check_model, create_model
 
@@ -51,8 +51,7 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
         world.first(lambda: _make_folder(options.output))
         configs = _configs(config, options.ssa)
         world.say(*_check(configs, options))
-        if computed(config.compute.precision, device) != config.compute.precision:
-            world.say("compute.precision: fp16 is for GPUs, on the CPU float32 takes its place")
+        world.say(*precision_remarks(config.compute.precision, device))
         data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
         world.wait()  # preparing data may take one machine hours longer than another
         place = {"rank": world.rank, "world_size": world.size}
@@ -90,12 +89,12 @@ def _check(configs: list[Config], options: TestOptions) -> list[str]:
     """What is worth saying of the checkpoint before the data are looked for, if not refused."""
     asked = {"ssa": options.ssa, "T": options.time_steps}
     on_purpose = [key for key, value in asked.items() if value is not None]
+    first, *others = configs
     use_ema = options.weights == "ema"
-    lines = [
-        check_model(config, options.checkpoint, use_ema=use_ema, on_purpose=on_purpose)
-        for config in configs
-    ]
-    return lines[0]
+    lines = check_model(first, options.checkpoint, use_ema=use_ema, on_purpose=on_purpose)
+    for config in others:  # of which the file fits all or none
+        check_model(config)
+    return lines
 
 
 def _test(
