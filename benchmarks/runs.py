@@ -1,6 +1,7 @@
 """What train and inference have in common: every batch size, measured, saved, printed."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -10,21 +11,31 @@ import yaml
 from benchmarks import report, roofline
 from benchmarks.measure import compare
 from benchmarks.networks import Setting, contenders
-from benchmarks.options import set_up, threads_label
+from benchmarks.options import network_options, parser, set_up, threads_label
 from benchmarks.results_file import machine_name, save
 
 
 def compare_networks(
-    benchmark: str, step: Callable, options: argparse.Namespace, arguments: list[str]
+    benchmark: str,
+    step: Callable,
+    *,
+    description: str,
+    repeats: int,
+    arguments: list[str] | None,
 ) -> None:
-    """Measure at every batch size.
+    """The command line of train and inference: measure at every batch size, save, print.
 
     Args:
         benchmark: "train" or "inference".
         step: training_step or inference_step.
-        options: The command line, parsed.
-        arguments: The command line.
+        description: For --help.
+        repeats: Timed rounds, unless the command line says otherwise.
+        arguments: The command line; None for the program's own.
     """
+    made = parser(description, repeats=repeats)
+    network_options(made)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = made.parse_args(arguments)
     device = set_up(options)
     if options.to_memory_limit and device.type == "cpu":
         raise SystemExit("--to_memory_limit is for GPUs: on a CPU it would fill the machine")

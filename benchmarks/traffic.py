@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,9 @@ class Traffic(TorchDispatchMode):
         name = operation._schema.name.split("::")[1]
         if not operation.is_view and name not in NOTHING:
             moved = sum(map(_bytes, tree_leaves((args, kwargs, outputs))))
-            self.counted[name] += moved + _read_again(name, args, outputs)
+            parameters = (argument.name for argument in operation._schema.arguments)
+            given = dict(zip(parameters, args, strict=False))
+            self.counted[name] += moved + _read_again(name, given)
         return outputs
 
 
@@ -89,16 +92,16 @@ def _bytes(value: object) -> int:
     return prod(sizes) * value.element_size()
 
 
-def _read_again(name: str, args: tuple, outputs: object) -> int:
-    """What an operation moves beyond its inputs and outputs."""
+def _read_again(name: str, given: dict[str, Any]) -> int:
+    """What an operation moves beyond the inputs it is given and its outputs."""
     if name == "convolution_backward":  # for the gradient of the input, and of the weight
-        return _bytes(args[0]) if all(args[-1][:2]) else 0
+        return _bytes(given["grad_output"]) if all(given["output_mask"][:2]) else 0
     if name == "bn_neuron_backward":  # sums over channels first, then the gradient of the input
-        grads, y = args[:2]
-        if not args[14]:
+        grads, y = given["grads"], given["y"]
+        if not given["pool"]:
             return sum(map(_bytes, grads)) + _bytes(y)
         # of each window the gradient at its maximum and a byte that says where it is
-        windows = grads[0].numel() // (args[12] if args[13] else 1)
+        windows = grads[0].numel() // (given["steps"] if given["repeated"] else 1)
         return _bytes(y) + 2 * windows * (y.element_size() + 1)
     return 0
 
