@@ -1,4 +1,4 @@
-"""Equality to the bit, of what a run leaves."""
+"""Equality of what a run leaves, to the bit, and of what a training step leaves."""
 
 import torch
 
@@ -21,3 +21,10 @@ def assert_same(one, other):
     else:
         assert type(one) is type(other)
         assert one == other
+
+
+def assert_same_step(one, other):
+    """Two modules have the same gradients and state after a training step, to rounding."""
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(one.state_dict(), other.state_dict())

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import make_model
+from same import assert_same_step
 from torch import nn
 
 import qkformer
@@ -41,9 +42,7 @@ def same_step(ours: nn.Module, theirs: nn.Module, x: torch.Tensor, **call) -> No
     y.backward(grad)
     y_.backward(grad)
     torch.testing.assert_close(x.grad, x_.grad)
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    assert_same_step(ours, theirs)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -91,9 +90,7 @@ def test_modes_of_batch_norm(host, change, static):
         y.sum().backward()
         y_.sum().backward()
     assert set(host.launched) <= set(FUSED) and "forward" in host.launched
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    assert_same_step(ours, theirs)
 
 
 @pytest.mark.parametrize("pool", [None, "before", "after"])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from same import assert_same_step
 from torch import nn
 
 from qkformer.layers import ConvBNNeuron, QKTokenAttention, SpikingSelfAttention
@@ -42,9 +43,7 @@ def same_step(ours, theirs, x):
     torch.autograd.backward(list(together), grads)
     torch.autograd.backward(apart, grads)
     torch.testing.assert_close(x.grad, x_.grad)
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    assert_same_step(ours, theirs)
 
 
 @pytest.mark.parametrize("last", [False, True])
