@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.results_file import RESULTS
 from benchmarks.roofline import CEILINGS
-from qkformer.checkpoint.io import write_text
+from qkformer.files import write_text
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- end of what it makes -->"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qkformer.checkpoint.io import write_text
+from qkformer.files import write_text
 from qkformer.training.distributed import World
 from qkformer.training.environment import describe
 

@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from qkformer.text import duration
+
 SECONDS_BETWEEN_LINES = 60
 
 
@@ -48,12 +50,3 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def duration(seconds: float) -> str:
-    """75 -> "1m15s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

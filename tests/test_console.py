@@ -3,7 +3,8 @@
 import pytest
 
 from qkformer import console
-from qkformer.console import Progress, duration
+from qkformer.console import Progress
+from qkformer.text import duration
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qkformer.checkpoint.io import CheckpointError
+from qkformer.text import some_of
 
 STATE_DICT_KEYS = ("model", "state_dict", "state_dict_ema")
 ACCURACY_KEYS = ("acc1", "max_test_acc1", "metric")  # ours, the DVS release's, timm's
@@ -30,7 +31,7 @@ def find_state_dict(
         raise CheckpointError(
             f"{path}: there is no state dict in it: neither under "
             f"{', '.join(STATE_DICT_KEYS)} nor at the top, where the keys are "
-            f"{listed([str(key) for key in content])}"
+            f"{some_of([str(key) for key in content], 6)}"
         )
     return where, {_unwrapped(key): value for key, value in state.items()}
 
@@ -86,7 +87,3 @@ def number(content: dict[str, Any], keys: Iterable[str], kind: type) -> Any:
         if isinstance(value, int | float) and math.isfinite(value):
             return kind(value)
     return None
-
-
-def listed(keys: list[str], most: int = 6) -> str:
-    return ", ".join(keys[:most]) + (f", ... ({len(keys)} in all)" if len(keys) > most else "")

@@ -1,11 +1,10 @@
-"""Files on disk: written whole or not at all, and read without running what is in them."""
+"""Checkpoint files: written whole or not at all, and read without running what is in them."""
 
 import argparse
 import hashlib
 import os
 import pickletools
 import re
-import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -15,75 +14,32 @@ from typing import Any, BinaryIO
 
 import torch
 
+from qkformer.files import FileError, replacing
+from qkformer.text import first_sentence
+
 _ZIP_MAGIC = b"PK\x03\x04"
 # torch.save(..., _use_new_zipfile_serialization=False): a pickled long that marks the old format
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
-class CheckpointError(RuntimeError):
-    """A file cannot be read or written, or is not what it should be; the message says why."""
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well, and vanishes otherwise."""
-    if path.is_dir():
-        raise CheckpointError(f"cannot write {path}: it is a folder")
-    # A name of its own for every writer: two that share one would interleave their bytes.
-    # Not tempfile.mkstemp, which would leave the result readable by its owner alone.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):  # it may never have been there; the first error is the one to tell
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise CheckpointError(f"cannot write {path}: {_one_line(error)}") from error
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut (POSIX; Windows cannot open folders)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Delete the temporary files of writers that were killed. Only for the folder's one writer."""
-    for leftover in Path(folder).glob(".*." + "[0-9a-f]" * 8 + ".tmp"):
-        leftover.unlink(missing_ok=True)
+class CheckpointError(FileError):
+    """A checkpoint cannot be read or written, or is not what it should be; the message says why."""
 
 
 def save_checkpoint(obj: Any, path: str | os.PathLike) -> None:
     """`torch.save`, whole or not at all: a reader sees the old file or the new one, never a part.
 
     Raises:
-        CheckpointError: the folder is missing, not writable or full; `path` is as it was before.
+        FileError: the folder is missing, not writable or full; `path` is as it was before.
     """
     path = Path(path)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         try:
             torch.save(obj, file)
         except RuntimeError as error:
             # torch reports a full disk as RuntimeError; the OSError behind it says why
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise CheckpointError(f"cannot write {path}: {_one_line(reason)}") from error
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write UTF-8 text, whole or not at all. Raises CheckpointError as `save_checkpoint` does."""
-    with _replacing(Path(path)) as file:
-        file.write(text.encode("utf-8"))
+            raise FileError(f"cannot write {path}: {first_sentence(reason)}") from error
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -114,7 +70,7 @@ def file_md5(path: str | os.PathLike) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {_one_line(error)}") from error
+        raise CheckpointError(f"cannot read {path}: {first_sentence(error)}") from error
 
 
 def _check_is_readable_file(path: Path) -> None:
@@ -135,7 +91,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        reason = f"truncated, damaged or not a safetensors file ({_one_line(error)})"
+        reason = f"truncated, damaged or not a safetensors file ({first_sentence(error)})"
         raise CheckpointError(f"{path}: {reason}") from error
 
 
@@ -153,7 +109,7 @@ def _read_torch(path: Path) -> Any:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, OSError):
-        return f"cannot be read ({_one_line(error)})"
+        return f"cannot be read ({first_sentence(error)})"
     if "TorchScript" in str(error):
         return "is a TorchScript archive, expected a state dict saved with torch.save"
     refused = _refused_object(path, error)
@@ -162,7 +118,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     with open(path, "rb") as file:
         start = file.read(len(_LEGACY_MAGIC))
     if start.startswith(_ZIP_MAGIC) or start == _LEGACY_MAGIC:
-        return f"truncated, damaged or not written by torch.save ({_one_line(error)})"
+        return f"truncated, damaged or not written by torch.save ({first_sentence(error)})"
     return "not a checkpoint: torch.save did not write this file"
 
 
@@ -207,10 +163,3 @@ def _open_pickles(path: Path) -> Iterator[BinaryIO]:
         member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         with archive.open(member) as file:
             yield file
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    first_sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
-    return first_sentence[:200].strip() or type(error).__name__

@@ -17,7 +17,6 @@ from qkformer.checkpoint.content import (
     accuracy_is_of,
     find_state_dict,
     has_averaged,
-    listed,
     number,
     recorded_config,
 )
@@ -25,6 +24,7 @@ from qkformer.checkpoint.fit import HEAD, differences, refusal, same_shape, sugg
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
 from qkformer.models import SpikingTransformer
+from qkformer.text import some_of
 
 # md5 -> what is known of files whose links are dead
 KNOWN_FILES = {
@@ -82,7 +82,7 @@ class LoadReport:
         for what in ("dropped", "skipped", "missing"):
             keys = getattr(self, what)
             if keys:
-                lines.append(f"{what}: {listed(keys)}")
+                lines.append(f"{what}: {some_of(keys, 6)}")
         return "; ".join(lines)
 
 

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from qkformer.data.source import DataConfig, DataError, ImageData, data_root, one_line, some_of
+from qkformer.data.source import DataConfig, DataError, ImageData, data_root
+from qkformer.text import one_line, some_of
 
 # CIFAR10's; the published runs normalise CIFAR100 with them too
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -24,7 +24,8 @@ import numpy as np
 
 from qkformer.data.event_formats import EventFormat, Piece
 from qkformer.data.event_stages import Stage, complete, only_one, publish, replacing
-from qkformer.data.source import DataError, one_line
+from qkformer.data.source import DataError
+from qkformer.text import one_line
 
 SIZE = 128  # height and width of both data sets, in pixels
 THREADS = min(8, os.cpu_count() or 1)

@@ -13,7 +13,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.samples import seeded
-from qkformer.data.source import DataConfig, DataError, one_line
+from qkformer.data.source import DataConfig, DataError
+from qkformer.text import one_line
 
 ImageTransform = Callable[[Image.Image | Tensor], Tensor]
 

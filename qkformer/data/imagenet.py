@@ -8,7 +8,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import is_image_file
 
-from qkformer.data.source import DataConfig, DataError, ImageData, data_root, one_line, some_of
+from qkformer.data.source import DataConfig, DataError, ImageData, data_root
+from qkformer.text import one_line, some_of
 
 
 def imagenet(config: DataConfig, *, T: int | None = None, training: bool = True) -> ImageData:

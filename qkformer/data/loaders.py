@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from qkformer.data.samples import Damaged
-from qkformer.data.source import DataConfig, DataError, one_line
+from qkformer.data.source import DataConfig, DataError
+from qkformer.text import one_line
 
 Key = tuple[int, int]  # index of a sample, seed of its transform
 

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from qkformer.data.source import DataError, one_line
+from qkformer.data.source import DataError
+from qkformer.text import one_line
 
 # What the decoders of images and of .npz files raise on files that are missing, cut off or
 # overwritten, found by overwriting some.

@@ -1,6 +1,5 @@
 """What a data set is: the configuration it is given and the two forms it can take."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -123,13 +122,3 @@ def data_root(config: DataConfig, content: str, *, must_exist: bool = True) -> P
     if must_exist and not root.is_dir():
         raise DataError(f"data.root: there is no folder {root}; expected is one with {content}")
     return root
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

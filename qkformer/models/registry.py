@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, is_model, model_entrypoint
 from timm.models import list_models as timm_list_models
 
 from qkformer.models.base import SpikingTransformer
-from qkformer.suggest import did_you_mean
+from qkformer.text import did_you_mean
 
 MODULES = ("qkformer", "spikformer", "maxformer")
 TIMM_OPTIONS = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qkformer.neurons.cuda import loader, ops
 from qkformer.neurons.sequence import SpikeSequence
-from qkformer.suggest import did_you_mean
+from qkformer.text import did_you_mean
 
 BACKENDS = ("auto", "torch", "cupy")
 

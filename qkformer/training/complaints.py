@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
-from qkformer.data.source import one_line
+from qkformer.text import one_line
 from qkformer.training.config import SECTIONS, ConfigError, key_types, nearest
 
 # Besides --config: what they take, as --print_config writes them into a file too.

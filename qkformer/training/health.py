@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from qkformer.data.source import some_of
 from qkformer.neurons import SpikingNeuron
+from qkformer.text import some_of
 from qkformer.training.distributed import World
 
 MEASURED_BATCHES = 10  # of a test; what fires in none of them is as good as dead

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from qkformer.checkpoint.io import write_text
-from qkformer.console import duration
+from qkformer.files import write_text
+from qkformer.text import duration
 
 
 class RunLog:

@@ -11,8 +11,8 @@ import torch
 import qkformer
 from qkformer.checkpoint.load import check_checkpoint
 from qkformer.data.registry import Data
-from qkformer.data.source import one_line
 from qkformer.models import SpikingTransformer
+from qkformer.text import one_line
 from qkformer.training.config import Config, ConfigError, differences
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qkformer.checkpoint.io import CheckpointError, read_checkpoint
-from qkformer.data.source import some_of
+from qkformer.text import some_of
 from qkformer.training.config import Config, ConfigError, differences
 from qkformer.training.distributed import World
 from qkformer.training.learner import Learner

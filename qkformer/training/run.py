@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from qkformer.checkpoint.io import CheckpointError
 from qkformer.data.loaders import dead_worker
-from qkformer.data.source import DataError, one_line
+from qkformer.data.source import DataError
+from qkformer.files import FileError
+from qkformer.text import one_line
 from qkformer.training.cli import parse_test, parse_train
 from qkformer.training.config import ConfigError
 from qkformer.training.distributed import World, announced
@@ -49,7 +50,7 @@ def _errors_in_one_line(if_interrupted: str) -> Iterator[None]:
     """Say in one line what users can put right or stop themselves, without a traceback; exit."""
     try:
         yield
-    except (ConfigError, DataError, CheckpointError) as error:
+    except (ConfigError, DataError, FileError) as error:
         _exit(WRONG, f"error: {error}")
     except TrainingError as error:
         _exit(FAILED, f"error: {error}")

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from qkformer.checkpoint.io import remove_leftovers, write_text
 from qkformer.checkpoint.load import load_checkpoint
 from qkformer.data.loaders import evaluation_loader, training_loader
 from qkformer.data.mixup import Mixup
 from qkformer.data.registry import Data, load_data
+from qkformer.files import remove_leftovers, write_text
 from qkformer.training.cli import TrainOptions
 from qkformer.training.config import Config, ConfigError, to_yaml
 from qkformer.training.distributed import World, announced, joined

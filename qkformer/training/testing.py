@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from qkformer.checkpoint.io import write_text
 from qkformer.checkpoint.load import load_checkpoint
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.loaders import evaluation_loader
 from qkformer.data.registry import Data, load_data
+from qkformer.files import write_text
 from qkformer.models import SpikingTransformer
 from qkformer.neurons import SpikingNeuron
 from qkformer.training.cli import TestOptions

@@ -1,0 +1,70 @@
+"""Files are written whole or not at all, and by one process at a time."""
+
+import errno
+import os
+from multiprocessing import get_context
+
+import pytest
+
+from qkformer import files
+from qkformer.files import Lock, remove_leftovers, write_text
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "config.yml"
+    write_text(path, "é: 1\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")
+    assert path.read_text(encoding="utf-8") == "é: 1\n"
+    assert os.listdir(tmp_path) == ["config.yml"]
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    (tmp_path / ".last.pth.1234abcd.tmp").touch()
+    for other in ("last.pth", ".editor.tmp"):
+        (tmp_path / other).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".editor.tmp", "last.pth"]
+
+
+def hold(path, held, done):
+    lock = Lock(path)  # not let go of as long as there is a name for it
+    assert lock.take()
+    held.set()
+    done.wait()
+
+
+def test_a_lock_keeps_other_processes_out_until_its_holder_is_gone(tmp_path):
+    processes = get_context("fork")
+    held, done = processes.Event(), processes.Event()
+    other = processes.Process(target=hold, args=(tmp_path / "lock", held, done), daemon=True)
+    other.start()
+    assert held.wait(60)
+    lock = Lock(tmp_path / "lock")
+    assert not lock.take()
+    done.set()  # it ends without a release
+    other.join()
+    assert lock.take()
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path):
+    """As loading processes would, which outlive a run that is killed."""
+    processes = get_context("fork")
+    lock, done = Lock(tmp_path / "lock"), processes.Event()
+    assert lock.take()
+    child = processes.Process(target=done.wait, daemon=True)
+    child.start()
+    lock.release()
+    other = processes.Process(target=hold, args=(tmp_path / "lock", processes.Event(), done))
+    other.start()
+    done.set()
+    other.join()
+    assert other.exitcode == 0
+
+
+def test_where_a_file_system_knows_no_locks_there_is_none(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "lockf", unsupported)
+    assert Lock(tmp_path / "lock").take()
