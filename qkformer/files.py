@@ -2,8 +2,9 @@
 
 import errno
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -72,6 +73,25 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     """Delete the temporary files of writers that were killed. Only for the folder's one writer."""
     for leftover in Path(folder).glob(".*." + "[0-9a-f]" * 8 + ".tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def append_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Add lines to a file of text, each whole, also where other processes add theirs.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    path = Path(path)
+    lock = Lock(path.with_name(f".{path.name}.lock"))
+    try:
+        while not lock.take():
+            time.sleep(0.05)
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        write_text(path, before + "".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {first_sentence(error)}") from error
+    finally:
+        lock.release()
 
 
 class Lock:

@@ -3,7 +3,14 @@
 import torch
 
 # what differs between two runs of the same kind
-VARYING = ("seconds", "images_per_second", "memory_mib", "progress")
+VARYING = (
+    "seconds",
+    "images_per_second",
+    "test_images_per_second",
+    "data_wait",
+    "memory_mib",
+    "progress",
+)
 
 
 def assert_same(one, other):

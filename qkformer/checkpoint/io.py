@@ -42,12 +42,16 @@ def save_checkpoint(obj: Any, path: str | os.PathLike) -> None:
             raise FileError(f"cannot write {path}: {first_sentence(reason)}") from error
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running any code that it may hold.
 
     Accepts what `torch.save` wrote (both formats) as long as it is a dict of tensors, plain
     values, containers and `argparse.Namespace`, which the published checkpoints contain; and
     `.safetensors` files, returned as a flat state dict.
+
+    Args:
+        mmap: Leave the tensors in the file until they are used, where its format allows it: for
+            what is copied or dropped at once. They are gone when the file is overwritten in place.
 
     Raises:
         CheckpointError: missing, a folder, empty, truncated, no checkpoint, not a dict, or
@@ -55,9 +59,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     _check_is_readable_file(path)
-    content = (
-        _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
-    )
+    if path.suffix.lower() == ".safetensors":
+        content = _read_safetensors(path)
+    else:
+        content = _read_torch(path, mmap=mmap and zipfile.is_zipfile(path))
     if not isinstance(content, dict):
         kind = f"{type(content).__module__}.{type(content).__qualname__}"
         raise CheckpointError(f"{path}: expected a dict such as {{'model': ...}}, found {kind}")
@@ -95,12 +100,12 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: {reason}") from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, *, mmap: bool) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         # what torch warns of here (pickle protocol, TorchScript) is an error below or harmless
         warnings.simplefilter("ignore", UserWarning)
         try:
-            return torch.load(path, weights_only=True, map_location="cpu")
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
         # On foreign bytes the unpickler fails with whatever its opcodes trip over: KeyError,
         # IndexError, struct.error, UnicodeDecodeError, ... All mean that the file is unusable.
         except Exception as error:

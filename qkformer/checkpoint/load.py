@@ -115,7 +115,7 @@ def load_checkpoint(
     """
     if not isinstance(model, SpikingTransformer):
         raise TypeError(f"expected a model of this package, got {type(model).__name__}")
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, mmap=True)
     state_dict_key, state = find_state_dict(content, path, use_ema)
     match = _match(model, state, path, HEAD if skip_head else ())
     if match.difference and (strict or not match.fitting):
@@ -160,7 +160,7 @@ def check_checkpoint(
     Raises:
         CheckpointError: as :func:`load_checkpoint`.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, mmap=True)
     _, state = find_state_dict(content, path, use_ema)
     match = _match(model, state, path, HEAD)
     first = match.names.get(f"{model.pretrained_cfg['first_conv']}.weight")

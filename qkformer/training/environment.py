@@ -1,24 +1,32 @@
-"""What a run runs on: device, folder, versions."""
+"""What a run runs on: device and precision, folder, random numbers, versions."""
 
-import errno
-import fcntl
 import os
 import platform
-import resource
+import random
 import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
 import qkformer
-from qkformer.training.config import ConfigError
+from qkformer.training.config import ComputeConfig, ConfigError
 from qkformer.training.distributed import World
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+# ------------------------------------------------------------------------------------ device
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -31,12 +39,16 @@ def choose_device(name: str, world: World) -> torch.device:
         raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if world.local_rank >= torch.cuda.device_count():
+    visible, index = torch.cuda.device_count(), world.local_rank
+    # srun --gpus-per-task=1 shows every task its own GPU as the only one; torchrun shows all to all
+    if visible == 1 and "LOCAL_RANK" not in os.environ:
+        index = 0
+    if index >= visible:
         raise ConfigError(
-            f"process {world.local_rank} of this machine has no GPU: there are "
-            f"{torch.cuda.device_count()}; start as many processes, or use --device cpu"
+            f"process {index} of this machine has no GPU: there are {visible}; start as many "
+            "processes, or use --device cpu"
         )
-    device = torch.device("cuda", world.local_rank)
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     # sizes stay the same from step to step: looking for the fastest convolutions once pays
     torch.backends.cudnn.benchmark = True
@@ -47,6 +59,62 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+
+
+def check_compute(compute: ComputeConfig, device: torch.device) -> None:
+    """Refuse what this device cannot do.
+
+    Raises:
+        ConfigError: bfloat16 on a GPU without it, SyncBatchNorm on the CPU.
+    """
+    if compute.sync_batchnorm and device.type != "cuda":
+        raise ConfigError("compute.sync_batchnorm: PyTorch has it for GPUs only")
+    if compute.precision == "bf16" and device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        if major < 8:
+            name = torch.cuda.get_device_name(device)
+            raise ConfigError(f"compute.precision: {name} has no bfloat16; take fp16")
+
+
+def computed(precision: str, device: torch.device) -> str:
+    """The precision that takes the place of the configured one: fp16 is for GPUs."""
+    return "fp32" if precision == "fp16" and device.type != "cuda" else precision
+
+
+def precision_remarks(precision: str, device: torch.device) -> list[str]:
+    """A line where another precision takes the place of the configured one."""
+    if computed(precision, device) == precision:
+        return []
+    return ["compute.precision: fp16 is for GPUs, on the CPU float32 takes its place"]
+
+
+def scales(precision: str, device: torch.device) -> bool:
+    """Whether gradients need a scaler: float16 has few exponents."""
+    return computed(precision, device) == "fp16"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context of forward passes."""
+    precision = computed(precision, device)
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Largest memory so far, in MiB: allocated by PyTorch on a GPU, else of this process.
+
+    None on the CPU of a Windows machine.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+# ------------------------------------------------------------------------------------ folder
 
 
 def make_folder(folder: Path) -> None:
@@ -63,43 +131,43 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"--output {folder}: {error.strerror}") from error
 
 
-class FolderLock:
-    """Keeps other runs out of a folder, on any machine, for as long as it or its process lives.
-
-    Of the POSIX kind, which processes that this one starts do not inherit: loading processes may
-    outlive a run that is killed by seconds.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def take(self) -> None:
-        """
-        Raises:
-            ConfigError: another run has it.
-        """
-        self._file = (self.folder / ".lock").open("w")
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return  # a file system without locks
-            raise ConfigError(
-                f"--output {self.folder}: another run is writing there; wait for its end, or "
-                "choose another folder"
-            ) from error
+def look_at_folder(folder: Path) -> None:
+    """As `make_folder`, but without leaving a folder behind."""
+    make_folder(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
 
 
-def count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+# ---------------------------------------------------------------------------- random numbers
 
 
-def peak_memory(device: torch.device) -> float:
-    """Largest memory so far, in MiB: allocated by PyTorch on a GPU, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+def seed_everything(seed: int) -> None:
+    """Seed the global random numbers of Python, NumPy and PyTorch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The global random numbers' state, in plain values and tensors that load safely."""
+    _, words, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (words.tolist(), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Undo what happened to the global random numbers since `random_state`."""
+    random.setstate(state["python"])
+    np.random.set_state(("MT19937", *state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    # a run may go on on another device, whose numbers then keep the run's seed
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+# ---------------------------------------------------------------------------------- versions
 
 
 def versions() -> dict[str, str]:
@@ -128,15 +196,8 @@ def describe(device: torch.device, world: World) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The checked-out commit of this code, with + where files were changed; None outside git."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty=+",
-        "--abbrev=40",
-    ]
+    folder = str(Path(__file__).parent)
+    git = ["git", "-C", folder, "describe", "--always", "--dirty=+", "--abbrev=40"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,27 +1,28 @@
 """A model with what makes it learn: optimizer, precision, averaged weights, other processes."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
 
 from qkformer.checkpoint.io import CheckpointError
-from qkformer.training.config import ComputeConfig, Config, ConfigError
+from qkformer.training.config import Config, OptimizerConfig
 from qkformer.training.distributed import World
-from qkformer.training.optimizer import create_optimizer
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+from qkformer.training.environment import DTYPES, autocast, scales
+from qkformer.training.model import prepare_model
 
 
 class Learner:
     """Forward, backward and update of one step, on one of the processes that train together.
 
     Args:
-        model: The bare model.
+        model: The bare model; every process gets the main one's weights.
         config: Its `loss`, `optimizer` and `compute` sections act here.
         device: Where to compute.
         world: The processes.
@@ -41,6 +42,8 @@ class Learner:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if config.compute.grad_checkpointing:
             self.model.set_grad_checkpointing()
+        # DistributedDataParallel would do it too, but behind the copy that averages
+        world.share(*self.model.parameters(), *self.model.buffers())
         self.optimizer = create_optimizer(self.model, config.optimizer)
         self.loss = nn.CrossEntropyLoss(label_smoothing=config.loss.label_smoothing)
         self.precision = config.compute.precision
@@ -51,8 +54,12 @@ class Learner:
             self.model.compile()
         self.network: nn.Module = self.model
         if world.size > 1:
-            gpu = [device] if device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.model, device_ids=gpu)
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # nobody reads them in training; tests share them first
+                gradient_as_bucket_view=True,
+            )
 
     def backward(
         self, samples: Tensor, targets: Tensor, *, exchange: bool
@@ -100,6 +107,13 @@ class Learner:
             self.ema.update(self.model)
         return norm
 
+    def tested_models(self, world: World) -> dict[str, nn.Module]:
+        """What is tested after an epoch, equal in all processes: "" the model, "ema_" the mean."""
+        models = {"": self.model} | ({"ema_": self.ema.module} if self.ema else {})
+        for model in models.values():
+            world.share_buffers(model)  # each process's statistics are of its own batches
+        return models
+
     def weights(self) -> dict[str, Any]:
         """What a model is loaded from: `model`, and `state_dict_ema` if there is a running mean."""
         averaged = {"state_dict_ema": self.ema.module.state_dict()} if self.ema else {}
@@ -111,14 +125,14 @@ class Learner:
         return self.weights() | learning
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, in place.
+        """Take over what `state_dict` gave, in place. What is configured stays as configured.
 
         Raises:
             CheckpointError: it is of another architecture.
         """
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._load_optimizer(state["optimizer"])
             if state["scaler"]:  # empty where the run so far needed none
                 self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:  # a run that begins to average begins with its own weights
@@ -126,48 +140,28 @@ class Learner:
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError("does not fit the configured model") from error
 
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        """The moments, but not the hyperparameters: these are the configuration's.
 
-def prepare_model(model: nn.Module, compute: ComputeConfig, device: torch.device) -> nn.Module:
-    """Put a model where and how it is computed with."""
-    layout = torch.channels_last if compute.channels_last else torch.preserve_format
-    return model.to(device, memory_format=layout)
-
-
-def check_compute(compute: ComputeConfig, device: torch.device) -> None:
-    """Refuse what this device cannot do.
-
-    Raises:
-        ConfigError: bfloat16 on a GPU without it, SyncBatchNorm on the CPU.
-    """
-    if compute.sync_batchnorm and device.type != "cuda":
-        raise ConfigError("compute.sync_batchnorm: PyTorch has it for GPUs only")
-    if compute.precision == "bf16" and device.type == "cuda":
-        major, _ = torch.cuda.get_device_capability(device)
-        if major < 8:
-            name = torch.cuda.get_device_name(device)
-            raise ConfigError(f"compute.precision: {name} has no bfloat16; take fp16")
+        Nor what PyTorch keeps beside these: a run on the CPU that goes on on a GPU becomes fused.
+        """
+        own = self.optimizer.state_dict()["param_groups"]
+        both = own, saved["param_groups"]
+        sizes, found = ([len(group["params"]) for group in groups] for groups in both)
+        if sizes != found:
+            raise ValueError(f"groups of {found} parameters, the model has {sizes}")
+        # copies: what was read may be a view of the file
+        state = {
+            index: {name: torch.as_tensor(value).clone() for name, value in moments.items()}
+            for index, moments in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": state, "param_groups": own})
 
 
-def computed(precision: str, device: torch.device) -> str:
-    """The precision that takes the place of the configured one: fp16 is for GPUs."""
-    return "fp32" if precision == "fp16" and device.type != "cuda" else precision
-
-
-def precision_remarks(precision: str, device: torch.device) -> list[str]:
-    """A line where another precision takes the place of the configured one."""
-    if computed(precision, device) == precision:
-        return []
-    return ["compute.precision: fp16 is for GPUs, on the CPU float32 takes its place"]
-
-
-def scales(precision: str, device: torch.device) -> bool:
-    """Whether gradients need a scaler: float16 has few exponents."""
-    return computed(precision, device) == "fp16"
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context of forward passes."""
-    precision = computed(precision, device)
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])
+def create_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
+    """AdamW that decays weights of two or more dimensions, but for the model's exceptions."""
+    exceptions = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exceptions)
+    # one kernel for all parameters where it exists on the GPU
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=True if on_gpu else None)

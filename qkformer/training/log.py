@@ -1,37 +1,84 @@
-"""What a run says of its epochs: on the screen, in TensorBoard, in metrics.jsonl."""
+"""What a run says of itself: on the screen, in files, as curves."""
 
+import importlib.util
 import json
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from qkformer.data.loaders import TrainingBatches
+from qkformer.data.registry import Data
 from qkformer.files import write_text
-from qkformer.text import duration
+from qkformer.text import duration, first_sentence
+from qkformer.training.checkpointing import RunState
+from qkformer.training.config import Config, ConfigError, LogConfig
+from qkformer.training.distributed import World
+from qkformer.training.environment import device_name, peak_memory, precision_remarks
+from qkformer.training.learner import Learner
+from qkformer.training.metrics import EpochMetrics, TrainingError, not_finite
+from qkformer.training.model import count_parameters
 
 
 class RunLog:
-    """Where finished epochs are written down: metrics.jsonl, tensorboard/ and the screen.
+    """Where a run writes down how it goes, within epochs and behind them.
 
     Args:
         folder: Folder of the run.
-        history: Metrics of the epochs finished earlier, where a run goes on.
-        metric: Name of the accuracy by which the best epoch is chosen.
+        state: How far the run has come.
+        config: The run's configuration.
+        batches: Sampler of the training batches.
     """
 
-    def __init__(self, folder: Path, history: list[dict], metric: str = "test_acc1") -> None:
-        self.folder, self.metric = folder, metric
-        # what TensorBoard was told of an epoch that did not reach the checkpoint is withdrawn
-        self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=len(history))
-        if history:
-            self._write_metrics(history)
+    def __init__(
+        self, folder: Path, state: RunState, config: Config, batches: TrainingBatches
+    ) -> None:
+        self.folder, self.state, self.config = folder, state, config
+        self.steps_per_epoch = batches.size // batches.step_size
+        self._last_told = replace(state.progress) if state.progress else EpochMetrics()
+        done = len(state.history)
+        # what curves were told of an epoch that did not reach the checkpoint is withdrawn
+        self.epochs = TensorBoard(folder / "tensorboard", done)
+        self.steps = TensorBoard(
+            folder / "tensorboard/steps", done * self.steps_per_epoch + self._last_told.steps
+        )
+        self.wandb = start_wandb(folder, config) if config.log.wandb else None
+        if state.history:
+            self._write_metrics()
 
-    def epoch(self, history: list[dict], epochs: int) -> None:
-        """Write down the last epoch of `history`, one of `epochs` in all."""
-        self._write_metrics(history)
+    def due(self, step: int) -> bool:
+        """Whether to tell of this step of an epoch."""
+        return self.config.log.every > 0 and step % self.config.log.every == 0
+
+    def step(self, epoch: int) -> str:
+        """Write down what happened since the last call; a line of it."""
+        progress = self.state.progress
+        if progress.steps <= self._last_told.steps:  # of the epoch before
+            self._last_told = EpochMetrics()
+        values = progress.since(self._last_told)
+        self._last_told = replace(progress)
+        self.steps.write(values, epoch * self.steps_per_epoch + progress.steps)
+        if self.wandb:
+            position = {"epoch": epoch + progress.steps / self.steps_per_epoch}
+            self.wandb.log({f"step/{key}": value for key, value in values.items()} | position)
+        return (
+            f"loss {values['loss']:.3f}  lr {values['lr']:.2e}  "
+            f"{values['images_per_second']:.0f} images/s  "
+            f"{100 * values['data_wait']:.0f} % waiting for data"
+        )
+
+    def epoch(self) -> None:
+        """Write down the epoch just finished."""
+        self._write_metrics()
+        history, epochs = self.state.history, self.config.all_epochs
         record = history[-1]
-        for name, value in _scalars(record).items():
-            self.tensorboard.add_scalar(name, value, record["epoch"])
-        self.tensorboard.flush()
+        self.epochs.write(_scalars(record), record["epoch"])
+        if self.wandb:
+            self.wandb.log(_scalars(record) | {"epoch": record["epoch"]})
         left = (epochs - len(history)) * record["seconds"]
         print(
             f"epoch {record['epoch']} [{len(history)}/{epochs}]  "
@@ -39,19 +86,24 @@ class RunLog:
             f"train loss {record['train_loss']:.4f} acc1 {record['train_acc1']:.2f} %  "
             f"test loss {record['test_loss']:.4f} acc1 {record['test_acc1']:.2f} % "
             f"acc5 {record['test_acc5']:.2f} %  "
-            f"{record['images_per_second']:.0f} images/s  {duration(left)} left",
+            f"{record['images_per_second']:.0f} images/s "
+            f"({100 * record['data_wait']:.0f} % waiting for data), "
+            f"in testing {record['test_images_per_second']:.0f}  {duration(left)} left",
             flush=True,
         )
         if record["damaged_samples"]:
             print(f"{record['damaged_samples']} samples could not be read and were left out")
 
-    def end(self, history: list[dict], best: int) -> None:
+    def end(self) -> None:
         """Report the two accuracies of a run, each by its name."""
-        self.tensorboard.close()
+        self.epochs.close()
+        self.steps.close()
+        if self.wandb:
+            self.wandb.finish()
+        history, best, metric = self.state.history, self.state.best, self.state.metric
         # the averaged weights' accuracy where they are what was chosen by
-        name = "ema_test_acc1" if self.metric.startswith("ema_") else "test_acc1"
-        held_out = "val" in self.metric
-        chosen_on = "held-out training samples" if held_out else "the test set itself"
+        name = "ema_test_acc1" if metric.startswith("ema_") else "test_acc1"
+        chosen_on = "held-out training samples" if "val" in metric else "the test set itself"
         how = " (test.py --weights ema)" if name.startswith("ema_") else ""
         last, best_one = history[-1], history[best]
         print(f"last epoch ({last['epoch']}): {_words(name)} {last[name]:.2f} %, last.pth{how}")
@@ -61,15 +113,143 @@ class RunLog:
             flush=True,
         )
 
-    def _write_metrics(self, history: list[dict]) -> None:
+    def _write_metrics(self) -> None:
         # the whole file every time: never half a line, never an epoch twice after a resume
-        write_text(
-            self.folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history)
+        lines = "".join(json.dumps(record) + "\n" for record in self.state.history)
+        write_text(self.folder / "metrics.jsonl", lines)
+
+
+class TensorBoard:
+    """Curves in a folder. Where they cannot be written it says so once, and training goes on.
+
+    Args:
+        folder: Of the event files.
+        purge_step: Points from this step on, of an earlier sitting, are withdrawn.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        self.folder = folder
+        self.writer: SummaryWriter | None = None
+        self._try(lambda: setattr(self, "writer", SummaryWriter(folder, purge_step=purge_step)))
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point to each of these curves."""
+        writer = self.writer
+        if writer is not None:
+            self._try(lambda: [writer.add_scalar(*item, step) for item in values.items()])
+            self._try(writer.flush)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self._try(self.writer.close)
+
+    def _try(self, action) -> None:
+        try:
+            action()
+        except OSError as error:  # of a thread of TensorBoard's, with a later call
+            self.writer = None
+            reason = first_sentence(error)
+            print(f"{self.folder}: {reason}; no more curves in TensorBoard", file=sys.stderr)
+
+
+def check_packages(config: LogConfig) -> None:
+    """Refuse to log with what is not installed.
+
+    Raises:
+        ConfigError: names the package.
+    """
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("log.wandb: the package is not installed; pip install wandb")
+
+
+def start_wandb(folder: Path, config: Config):
+    """A run of Weights & Biases; the same one where a run goes on."""
+    import wandb
+
+    remembered = folder / "wandb_id"
+    if not remembered.exists():
+        write_text(remembered, uuid.uuid4().hex)
+    run = wandb.init(
+        project="qkformer",
+        name=folder.name,
+        id=remembered.read_text(),
+        resume="allow",
+        dir=folder,
+        config=asdict(config),
+    )
+    run.define_metric("*", step_metric="epoch")
+    return run
+
+
+def introduction(config: Config, data: Data, learner: Learner, world: World) -> list[str]:
+    """What a run is going to do."""
+    size, optimizer = config.samples_per_step(world.size), config.optimizer
+    lines = [
+        f"{config.model.name}, {count_parameters(learner.model):,} parameters, {config.data.name}: "
+        f"{len(data.train)} training and {len(data.test)} test samples; "
+        f"on {device_name(learner.device)}",
+        f"{size} samples per step ({config.data.batch_size} x {world.size} processes x "
+        f"{optimizer.accumulation_steps} batches), "
+        f"peak learning rate {optimizer.peak_lr(size):.3g}",
+    ]
+    if config.epochs <= config.schedule.warmup_epochs:
+        lines.append(
+            f"schedule.warmup_epochs: {config.schedule.warmup_epochs:g}, so that all of epochs: "
+            f"{config.epochs} are warm-up and the peak is not reached"
         )
+    return lines + precision_remarks(config.compute.precision, learner.device)
 
 
-def _scalars(record: dict) -> dict[str, float]:
-    """What TensorBoard shows of an epoch: numbers, those of stages by name."""
+def estimate(
+    config: Config,
+    batches: TrainingBatches,
+    tests: Mapping[str, int],
+    seconds: tuple[float, float],
+    learner: Learner,
+) -> list[str]:
+    """What a run would take, from one step and one batch of every test.
+
+    Args:
+        tests: Name of what is tested on -> batches of each process.
+        seconds: Of a step, without waiting for data; of a batch of every test.
+    """
+    step, test = seconds
+    steps = batches.size // batches.step_size
+    epoch = steps * step + test * sum(tests.values()) / len(tests)
+    memory = peak_memory(learner.device)
+    return [
+        f"a step takes {step:.3g} s, a batch in testing {test / len(tests):.3g} s; "
+        f"{'memory not known' if memory is None else f'{memory:.0f} MiB of memory'}",
+        f"an epoch of {steps} steps and its tests would take {duration(epoch)}, "
+        f"{config.all_epochs} epochs {duration(epoch * config.all_epochs)}, if data come in time",
+        "dry run: nothing was written",
+    ]
+
+
+def write_failure(
+    folder: Path, error: TrainingError, learner: Learner, sampler: TrainingBatches, world: World
+) -> None:
+    """failed_step.json: where training failed, on which samples, in what state."""
+    samples = []
+    if "step" in error.record:
+        sampler.set_position(sampler.epoch, error.record["step"] * sampler.step_size)
+        step = islice(sampler, sampler.accumulation)
+        samples = [index for batch in step for index, _seed in batch]
+    record = {
+        "error": str(error),
+        "rank": world.rank,
+        **error.record,
+        "samples": samples,
+        "not_finite": not_finite(learner.model),
+        "amp_scale": learner.scaler.get_scale(),
+    }
+    # JSON has neither NaN nor infinity, Python's has: words take their place
+    record = json.loads(json.dumps(record), parse_constant=str)
+    write_text(folder / "failed_step.json", json.dumps(record, indent=2) + "\n")
+
+
+def _scalars(record: Mapping) -> dict[str, float]:
+    """What curves show of an epoch: numbers, those of stages by name."""
     scalars = {}
     for name, value in record.items():
         if isinstance(value, dict):

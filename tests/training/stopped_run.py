@@ -14,29 +14,19 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.data import TensorDataset
 
-from qkformer.data.registry import DATASETS
-from qkformer.data.source import DataError, ImageData
-from qkformer.training import distributed, run, state
+from qkformer.data.source import DataError
+from qkformer.training import distributed, main
+from qkformer.training.checkpointing import Checkpoints
 
 POINTS = {
-    "step": (state.Keeper, "due"),  # behind every step and every test batch
-    "best": (state.Keeper, "write_best"),
+    "step": (Checkpoints, "due"),  # behind every step and every test batch
+    "best": (Checkpoints, "write_best"),
     "rename": (os, "replace"),
     "sleep": (time, "sleep"),
-    "wait": (distributed.World, "wait"),
+    "wait": (distributed.World, "wait_for_data"),
     "exit": (os, "_exit"),  # of a process among several
 }
-
-
-def few_images(config, *, T=None, training=True):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 99, (76, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(76) % 2
-    images[labels == 1, :, :4] += 150
-    parts = [TensorDataset(images[part], labels[part]) for part in (slice(56), slice(56, 76))]
-    return ImageData(*parts, num_classes=2, mean=(0.4,), std=(0.3,))
 
 
 def signal_at(rank, point, number, name):
@@ -58,8 +48,11 @@ def signal_at(rank, point, number, name):
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from training.few import register
+
     torch.set_num_threads(1)
-    DATASETS["few"] = few_images
+    register()
     for place in os.environ["SIGNAL_AT"].split():
         signal_at(*place.split(":"))
-    run.train(Path(sys.argv[1]), sys.argv[2:])
+    main.train(Path(sys.argv[1]), sys.argv[2:])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training.few import register
 
 from qkformer.training.config import ConfigError
 from qkformer.training.distributed import World, announced
@@ -20,7 +21,9 @@ def one():
     spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.results(World())
+    with pytest.MonkeyPatch.context() as patch:
+        register(patch)
+        return module.results(World())
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def two(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pth") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", ["per replica", "accumulated", "joint batch"])
+@pytest.mark.parametrize("case", ["per replica", "accumulated", "joint batch", "averaged"])
 def test_two_processes_train_as_one_on_their_joint_batch(one, two, case):
     """BatchNorm normalises every batch of a process by itself, as one does that accumulates.
 
@@ -49,6 +52,20 @@ def test_two_processes_train_as_one_on_their_joint_batch(one, two, case):
         for name, value in one[case]["metrics"].items():
             assert process[case]["metrics"][name] == pytest.approx(value, rel=1e-10)
     assert one[case]["metrics"]["gradient_norm"] > 0.01
+    assert not one[case]["dead"]
+
+
+def test_processes_average_the_same_weights_from_the_start_on(one, two):
+    """Although each began with weights of its own, before the main one shared its."""
+    first, second = (process["averaged"]["averaged"] for process in two)
+    assert first.keys() == {"", "ema_"}
+    for whose, state in first.items():
+        for name, value in state.items():
+            assert torch.equal(value, second[whose][name]), name
+            if "running" not in name and "num_batches" not in name:  # of a half of each step
+                expected = one["averaged"]["averaged"][whose][name]
+                torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+    assert not all(map(torch.equal, first[""].values(), first["ema_"].values()))
 
 
 def test_compiled_processes_train_as_those_that_are_not(two):
@@ -90,7 +107,9 @@ def test_processes_agree(two):
     for process in two:
         assert process["largest"] == [1, 0]
         assert process["gathered"] == ["process 0", "process 1"]
-        assert process["first"] == "division by zero"
+    division = "ZeroDivisionError: division by zero"
+    assert two[0]["first"] == [division, "Unportable: lost twice"]
+    assert two[1]["first"] == [division, "RuntimeError: Unportable: lost twice"]
 
 
 # ------------------------------------------------------------------------------ announcements

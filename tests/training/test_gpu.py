@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkformer.training import run
+from qkformer.training import main
 
 DEMO = Path(__file__).parents[2] / "configs/demo_digits.yml"
 SMALL = ["--epochs", "2", "--model.args.embed_dim", "32", "--device", "cuda"]
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 
 
 def train(output, *options):
-    run.train(DEMO, [*SMALL, "--output", str(output), *options])
+    main.train(DEMO, [*SMALL, "--output", str(output), *options])
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -28,7 +28,7 @@ def test_every_precision_trains_and_tests_as_it_reported(tmp_path, precision):
     assert lines[1]["train_loss"] < lines[0]["train_loss"]
     assert lines[1]["skipped_steps"] == 0 or precision == "fp16"
     assert lines[1]["memory_mib"] > 0
-    run.test(tmp_path / "config.yml", ["--checkpoint", str(tmp_path / "last.pth")])
+    main.test(tmp_path / "config.yml", ["--checkpoint", str(tmp_path / "last.pth")])
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["acc1"] == pytest.approx(lines[1]["test_acc1"], abs=0.3)  # one image
 

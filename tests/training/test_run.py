@@ -12,28 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from same import VARYING, assert_same
-from torch.utils.data import TensorDataset
+from same import assert_same
+from training.few import metrics, register, train, write_config
 
 from qkformer.checkpoint.io import file_md5, read_checkpoint, save_checkpoint
-from qkformer.data.registry import DATASETS
-from qkformer.data.source import ImageData
+from qkformer.files import Lock
 from qkformer.neurons import LIF, NEURONS
-from qkformer.training import run, session, state
-from qkformer.training.environment import FolderLock
-from qkformer.training.progress import TrainingError
+from qkformer.training import checkpointing, main
+from qkformer.training import train as train_module
+from qkformer.training.metrics import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = """
-epochs: 4
-seed: 4
-model: {name: qkformer_4_384, T: 1, drop_path_rate: 0.1, args: {embed_dim: 16, num_heads: 2}}
-data: {name: few, image_size: 8, batch_size: 4, crop_pct: 1.0}
-augmentation: {shift: 1}
-loss: {label_smoothing: 0.1}
-optimizer: {lr: 0.005, weight_decay: 0.05}
-schedule: {name: one_cycle, warmup_epochs: 1}
-"""
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 class LeakyReLU(LIF):
@@ -41,21 +31,6 @@ class LeakyReLU(LIF):
 
     def forward(self, x):
         return torch.nn.functional.leaky_relu(x)
-
-
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def few_images(config, *, T=None, training=True):
-    """Two kinds of image that are easily told apart, and a third class that is not there."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 99, (76, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(76) % 2
-    images[labels == 1, :, :4] += 150
-    train, test = (
-        TensorDataset(images[part], labels[part]) for part in (slice(0, 56), slice(56, 76))
-    )
-    return ImageData(train, test, num_classes=3, mean=(0.4,), std=(0.3,))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,18 +44,12 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    monkeypatch.setitem(DATASETS, "few", few_images)
+    register(monkeypatch)
 
 
 @pytest.fixture
 def config(tmp_path):
-    file = tmp_path / "few.yml"
-    file.write_text(CONFIG)
-    return file
-
-
-def train(config, output, *options):
-    run.train(config, ["--output", str(output), "--device", "cpu", *options])
+    return write_config(tmp_path)
 
 
 def refused(config, output, *options, capsys):
@@ -94,23 +63,15 @@ def refused(config, output, *options, capsys):
 
 def stop_before(monkeypatch, epoch, error=KeyboardInterrupt):
     """Let the next training stop when it comes to an epoch."""
-    real = session.train_one_epoch
+    real = train_module.train_one_epoch
 
-    def stopping(*args, **options):
-        if options["epoch"] == epoch:
-            monkeypatch.setattr(session, "train_one_epoch", real)
+    def stopping(run, at, *options):
+        if at == epoch:
+            monkeypatch.setattr(train_module, "train_one_epoch", real)
             raise error
-        return real(*args, **options)
+        return real(run, at, *options)
 
-    monkeypatch.setattr(session, "train_one_epoch", stopping)
-
-
-def metrics(output):
-    lines = (output / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in VARYING}
-        for line in lines
-    ]
+    monkeypatch.setattr(train_module, "train_one_epoch", stopping)
 
 
 def assert_same_run(one, other):
@@ -154,7 +115,7 @@ def test_testing_confirms_to_the_digit_what_training_reported(tmp_path, config, 
     train(config, output, "--epochs", "3")
     checkpoint = output / name
     # from the run's own configuration, which must be enough
-    run.test(output / "config.yml", ["--checkpoint", str(checkpoint), "--device", "cpu"])
+    main.test(output / "config.yml", ["--checkpoint", str(checkpoint), "--device", "cpu"])
     results = json.loads((output / "results.json").read_text())
     line = metrics(output)[results["epoch"]]
     assert results["acc1"] == line["test_acc1"]
@@ -182,10 +143,9 @@ def test_the_seed_decides_everything(tmp_path, config):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    (folder / "few.yml").write_text(CONFIG)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(DATASETS, "few", few_images)
-        train(folder / "few.yml", folder / "run")
+        register(monkeypatch)
+        train(write_config(folder), folder / "run")
     return folder / "run"
 
 
@@ -218,9 +178,10 @@ def test_a_run_killed_between_its_files_ends_the_same_too(
     stop_before(monkeypatch, 2)
     with pytest.raises(SystemExit):
         train(config, output)
-    owner = {"save_checkpoint": state, "write_best": state.Keeper, "write_text": session}
+    owner = {"save_checkpoint": checkpointing, "write_best": checkpointing.Checkpoints}
+    owner |= {"write_text": train_module}
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(owner.get(kill, session.RunLog), kill, killed)
+        patch.setattr(owner.get(kill, train_module.RunLog), kill, killed)
         train(config, output)
     train(config, output)
     assert_same_run(output, uninterrupted)
@@ -271,15 +232,15 @@ def test_auto_does_not_go_on_with_other_steps(tmp_path, config, capsys):
 
 
 def test_a_folder_is_one_runs_at_a_time(tmp_path, config, capsys):
-    def hold(folder, held, done):
-        lock = FolderLock(folder)
+    def hold(held, done):
+        lock = Lock(tmp_path / ".lock")
         lock.take()
         held.set()
         done.wait()
 
     processes = get_context("fork")
     held, done = processes.Event(), processes.Event()
-    other = processes.Process(target=hold, args=(tmp_path, held, done), daemon=True)
+    other = processes.Process(target=hold, args=(held, done), daemon=True)
     other.start()
     assert held.wait(60)
     assert "another run is writing there" in refused(config, tmp_path, capsys=capsys)
@@ -414,17 +375,18 @@ def test_a_loss_that_is_no_number_leaves_a_record_of_its_step(tmp_path, config, 
             super().__init__()
             self.real, self.calls = real, 0
 
-        def forward(self, images):
+        def forward(self, images, labels, epoch):
             self.calls += 1
-            return self.real(images) * (float("nan") if self.calls == 19 else 1)
+            images, targets = self.real(images, labels, epoch)
+            return images * (float("nan") if self.calls == 19 else 1), targets
 
-    load = session.load_data
+    load = train_module.load_data
 
     def poisoned(*arguments, **options):
         data = load(*arguments, **options)
         return replace(data, augment=PoisonedAugmentation(data.augment))
 
-    monkeypatch.setattr(session, "load_data", poisoned)
+    monkeypatch.setattr(train_module, "load_data", poisoned)
     # without the neurons' thresholds in the way, NaN gets to the loss
     monkeypatch.setitem(NEURONS, "leaky", LeakyReLU)
     output = tmp_path / "run"
@@ -463,14 +425,14 @@ def test_a_full_disk_is_one_clear_error_and_the_checkpoint_before_stays(
 
 
 def test_an_output_folder_that_vanishes_is_one_clear_error(tmp_path, config, monkeypatch, capsys):
-    real = session.train_one_epoch
+    real = train_module.train_one_epoch
 
-    def vanishing(*arguments, **options):
-        if options["epoch"] == 1:
+    def vanishing(run, epoch):
+        if epoch == 1:
             shutil.rmtree(tmp_path / "run")
-        return real(*arguments, **options)
+        return real(run, epoch)
 
-    monkeypatch.setattr(session, "train_one_epoch", vanishing)
+    monkeypatch.setattr(train_module, "train_one_epoch", vanishing)
     assert "No such file or directory" in refused(config, tmp_path / "run", capsys=capsys)
 
 
@@ -484,7 +446,7 @@ def test_held_out_samples_choose_the_best_epoch(tmp_path, config, capsys):
     assert (content["epoch"], content["acc1"]) == (best["epoch"], best["ema_val_acc1"])
     for weights, prefix in (("ema", "ema_"), ("trained", "")):
         options = ["--checkpoint", str(output / "best.pth"), "--weights", weights]
-        run.test(output / "config.yml", [*options, "--device", "cpu"])
+        main.test(output / "config.yml", [*options, "--device", "cpu"])
         results = json.loads((output / "results.json").read_text())
         assert results["acc1"] == best[f"{prefix}test_acc1"]
         assert results["loss"] == best[f"{prefix}test_loss"]
@@ -546,7 +508,7 @@ def test_synchronised_batch_norm_is_for_gpus(tmp_path, config, capsys):
 def test_both_attentions_are_tested_on_request(tmp_path, config):
     train(config, tmp_path / "run", "--epochs", "2")
     options = ["--checkpoint", str(tmp_path / "run/last.pth"), "--ssa", "both", "--device", "cpu"]
-    run.test(config, options)
+    main.test(config, options)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert [results[mode]["ssa"] for mode in ("fixed", "original")] == ["fixed", "original"]
     assert results["original"]["batch_size"] == 4
@@ -555,7 +517,7 @@ def test_both_attentions_are_tested_on_request(tmp_path, config):
 def test_other_sizes_and_time_steps_than_trained_are_tested(tmp_path, config):
     train(config, tmp_path / "run", "--epochs", "1")
     options = ["--checkpoint", str(tmp_path / "run/last.pth"), "--device", "cpu"]
-    run.test(config, [*options, "--input_size", "16", "--time_steps", "3"])
+    main.test(config, [*options, "--input_size", "16", "--time_steps", "3"])
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert (results["input_size"], results["T"]) == ([1, 16, 16], 3)
 
@@ -579,7 +541,7 @@ def test_cuda_that_is_not_there_is_an_error(tmp_path, config, capsys):
 def test_testing_names_a_checkpoint_it_cannot_read(tmp_path, config, capsys, checkpoint, message):
     path = str(tmp_path / checkpoint)
     with pytest.raises(SystemExit) as stop:
-        run.test(config, ["--checkpoint", path, "--output", str(tmp_path / "results")])
+        main.test(config, ["--checkpoint", path, "--output", str(tmp_path / "results")])
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count("\n") == 1

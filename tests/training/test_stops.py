@@ -13,21 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 from data.event_files import write_cifar10_dvs
-from same import VARYING, assert_same
+from same import assert_same
+from training.few import SMALL, metrics
 from training.stopped_run import signal_at
 
 from qkformer.checkpoint.io import read_checkpoint
 from qkformer.data.events import cifar10_dvs
 from qkformer.data.source import DataConfig
-from qkformer.training import run
-from qkformer.training.signals import STOPPING, Stopped, StopRequest
+from qkformer.training import main
+from qkformer.training.distributed import STOPPING, Stopped, StopRequest
 
 SCRIPT = Path(__file__).with_name("stopped_run.py")
 # everything that has a state: workers, augmentation, mixup, erasing, accumulation, averaging
 CONFIG = """
 epochs: 2
 seed: 3
-model: {name: qkformer_4_384, T: 2, drop_path_rate: 0.1, args: {embed_dim: 16, num_heads: 2}}
+model: {name: qkformer_4_384, T: 2, neuron: eager, drop_path_rate: 0.1, args: SMALL}
 data: {name: few, image_size: 8, batch_size: 4, crop_pct: 1.0, workers: 1}
 augmentation:
   {shift: 1, auto_augment: rand-m5-n1, erasing_prob: 0.5, erasing_mode: pixel, mixup_alpha: 0.5}
@@ -35,7 +36,7 @@ loss: {label_smoothing: 0.1}
 optimizer: {lr: 0.005, weight_decay: 0.05, accumulation_steps: 2, ema_decay: 0.9}
 schedule: {name: one_cycle, warmup_epochs: 1}
 checkpoint: {minutes: 1.0e-9}
-"""
+""".replace("SMALL", json.dumps(SMALL))
 EVENTS = """
 epochs: 1
 model: {name: qkformer_2_256, T: 2, args: {embed_dim: 16, num_heads: 2}}
@@ -68,13 +69,8 @@ def finish(folder, processes=1):
 
 
 def result(folder):
-    lines = (folder / "run/metrics.jsonl").read_text().splitlines()
-    metrics = [
-        {key: value for key, value in json.loads(line).items() if key not in VARYING}
-        for line in lines
-    ]
     return (
-        metrics,
+        metrics(folder / "run"),
         read_checkpoint(folder / "run/last.pth"),
         read_checkpoint(folder / "run/best.pth"),
     )
@@ -192,7 +188,7 @@ def asked_to_stop(folder, place):
     """A run in this process, with all that is imported already."""
     torch.set_num_threads(1)
     signal_at(*place.split(":"))
-    run.train(folder / "few.yml", ["--output", str(folder / "run"), "--device", "cpu"])
+    main.train(folder / "few.yml", ["--output", str(folder / "run"), "--device", "cpu"])
 
 
 def test_the_preparation_of_events_stops_again_and_again_and_goes_on(tmp_path, capfd):

@@ -6,6 +6,7 @@ torchrun --nproc_per_node=N two_processes.py FOLDER
 import sys
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -17,15 +18,31 @@ import qkformer
 from qkformer.data.loaders import evaluation_loader, training_loader
 from qkformer.data.samples import Samples
 from qkformer.data.source import DataConfig
-from qkformer.training.config import ComputeConfig, Config
+from qkformer.training.checkpointing import RunState
+from qkformer.training.config import ComputeConfig, Config, OptimizerConfig
 from qkformer.training.distributed import announced, joined
+from qkformer.training.evaluate import evaluate
 from qkformer.training.learner import Learner
-from qkformer.training.loop import evaluate, train_one_epoch
-from qkformer.training.optimizer import OptimizerConfig
+from qkformer.training.metrics import FiringRates
 from qkformer.training.schedule import ScheduleConfig
+from qkformer.training.train import Run, train_one_epoch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from training.few import SMALL, register
 
 CPU = torch.device("cpu")
 CLASSES = 3
+
+
+class Unportable(Exception):
+    """Cannot be rebuilt from its message alone, as pickle does it."""
+
+    def __init__(self, what, how):
+        super().__init__(f"{what} {how}")
+
+
+def raising(error):
+    raise error
 
 
 def data(size):
@@ -38,31 +55,41 @@ def prepare(images):
     return images.double() / 64 - 2
 
 
-def model(frozen, **options):
-    torch.manual_seed(0)
-    size = {"T": 2, "embed_dim": 16, "num_heads": 2} | options
+def model(frozen, seed=0, **options):
+    torch.manual_seed(seed)
+    size = {"T": 2, "neuron": "eager", **SMALL} | options
     made = qkformer.create_model("qkformer_4_384", num_classes=CLASSES, in_chans=1, **size).double()
     for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.bias, 0.7)  # neurons fire, so that gradients flow
-            if frozen:  # statistics that do not depend on who has which part of the batch
-                module.eval()
-                module.train = lambda mode=True, module=module: module
+        if frozen and isinstance(module, nn.BatchNorm2d):
+            # statistics that do not depend on who has which part of the batch, nor on the data
+            nn.init.constant_(module.bias, 0.15)
+            module.eval()
+            module.train = lambda mode=True, module=module: module
     return made
 
 
-def trained(world, *, batch_size, accumulation=1, frozen=False, epochs=2, compiled=False, **size):
+def trained(
+    world,
+    *,
+    batch_size,
+    accumulation=1,
+    frozen=False,
+    epochs=2,
+    compiled=False,
+    ema=None,
+    **model_,
+):
     """Weights after training on 24 images; SGD, so that gradients show as they are."""
     section = DataConfig(name="digits", image_size=8, batch_size=batch_size)
     config = Config(
         epochs=epochs,
         model={"name": "qkformer_4_384"},
         data=section,
-        optimizer=OptimizerConfig(lr=0.1, accumulation_steps=accumulation),
+        optimizer=OptimizerConfig(lr=0.1, accumulation_steps=accumulation, ema_decay=ema),
         schedule=ScheduleConfig("one_cycle"),
         compute=ComputeConfig(compile=compiled),
     )
-    learner = Learner(model(frozen, **size), config, CPU, world)
+    learner = Learner(model(frozen, **model_), config, CPU, world)
     learner.optimizer = torch.optim.SGD(learner.model.parameters(), lr=0)
     exchanges = []
     if world.size > 1:
@@ -75,21 +102,22 @@ def trained(world, *, batch_size, accumulation=1, frozen=False, epochs=2, compil
         learner.network.bucket_bytes_cap = 20_000  # that of compiling, which splits the graph by it
     place = {"rank": world.rank, "world_size": world.size, "accumulation": accumulation}
     loader = training_loader(data(24), section, CPU, seed=0, **place)
+    augmented = SimpleNamespace(augment=lambda images, labels, _: (prepare(images), labels))
+    run = Run(config, world, augmented, loader, {}, learner, lambda _: 0.1, RunState())
     for epoch in range(epochs):
-        progress = train_one_epoch(
-            learner,
-            loader,
-            epoch=epoch,
-            augment=prepare,
-            learning_rate=lambda _: 0.1,
-            world=world,
-        )
-    metrics = progress.metrics(world)
+        run.state.progress = None
+        train_one_epoch(run, epoch)
+    metrics = run.state.progress.total(world)
+    rates = FiringRates(learner.model)
+    with torch.no_grad():
+        rates.measure(learner.model, prepare(data(24).source.tensors[0]))
     return {
         "parameters": {k: v.detach().clone() for k, v in learner.model.named_parameters()},
         "buffers": {k: v.clone() for k, v in learner.model.named_buffers()},
+        "averaged": {whose: m.state_dict() for whose, m in learner.tested_models(world).items()},
         "exchanges": exchanges.count(0),
         "metrics": {k: metrics[k] for k in ("train_loss", "train_acc1", "gradient_norm")},
+        "dead": [name for name, rate in rates.rates(world).items() if rate in (0, 1)],
     }
 
 
@@ -111,6 +139,7 @@ def results(world):
         "per replica": trained(world, batch_size=4, accumulation=2 // w),
         "accumulated": trained(world, batch_size=2, accumulation=4 // w),
         "joint batch": trained(world, batch_size=8 // w, frozen=True),
+        "averaged": trained(world, batch_size=4, accumulation=2 // w, ema=0.5, seed=world.rank),
         "testing": {size: tested(world, size, "fixed") for size in (3, 8, 9, 15)},
         "testing original": {size: tested(world, size, "original") for size in (9, 15)},
     }
@@ -118,6 +147,7 @@ def results(world):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    register()
     with joined(announced(), CPU) as world:
         found = results(world)
         # Inductor takes a minute; what matters is how compiling and exchanging go together
@@ -129,8 +159,10 @@ if __name__ == "__main__":
         found["compiled parts"] = torch._dynamo.utils.counters["frames"]["ok"]
         found["largest"] = [world.largest(value) for value in (world.rank, -world.rank)]
         found["gathered"] = world.gather(f"process {world.rank}")
-        try:
-            world.first(lambda: 1 / 0)
-        except ZeroDivisionError as error:
-            found["first"] = str(error)
+        found["first"] = []
+        for error in (ZeroDivisionError("division by zero"), Unportable("lost", "twice")):
+            try:
+                world.first(lambda error=error: raising(error))
+            except Exception as caught:
+                found["first"].append(f"{type(caught).__name__}: {caught}")
         torch.save(found, Path(sys.argv[1]) / f"{world.rank}.pth")

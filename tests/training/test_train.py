@@ -1,6 +1,8 @@
 """One pass of training or testing, on models small enough to check by hand."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +12,14 @@ from torch.utils.data import TensorDataset
 from qkformer.data.loaders import evaluation_loader, training_loader
 from qkformer.data.samples import Samples
 from qkformer.data.source import DataConfig, DataError
-from qkformer.training.config import Config
+from qkformer.training.checkpointing import RunState
+from qkformer.training.config import Config, OptimizerConfig
 from qkformer.training.distributed import World
+from qkformer.training.evaluate import evaluate
 from qkformer.training.learner import Learner
-from qkformer.training.loop import evaluate, train_one_epoch
-from qkformer.training.optimizer import OptimizerConfig
-from qkformer.training.progress import TrainingError
+from qkformer.training.metrics import EpochMetrics, TrainingError
 from qkformer.training.schedule import ScheduleConfig
+from qkformer.training.train import Run, train_one_epoch
 
 CPU = torch.device("cpu")
 CLASSES = 7
@@ -70,19 +73,31 @@ def learner(model=None, *, sgd=True, **optimizer):
     return made
 
 
-def train(learner, batches=None, epoch=0, rate=lambda _: 0.1, **options):
-    return train_one_epoch(
-        learner,
-        batches or loader(),
-        epoch=epoch,
-        augment=prepare,
-        learning_rate=rate,
-        **options,
-    )
+def augment(images, labels, epoch):
+    return prepare(images), labels
+
+
+def train(
+    learner,
+    batches=None,
+    epoch=0,
+    rate=lambda _: 0.1,
+    *,
+    augment=augment,
+    progress=None,
+    checkpoints=None,
+    on_damaged="error",
+):
+    data = SimpleNamespace(augment=augment)
+    config = SimpleNamespace(data=replace(section(), on_damaged=on_damaged))
+    state = RunState(progress=progress)
+    run = Run(config, World(), data, batches or loader(), {}, learner, rate, state, checkpoints)
+    train_one_epoch(run, epoch)
+    return state.progress
 
 
 def metrics(progress):
-    return progress.metrics(World())
+    return progress.total(World())
 
 
 def test_an_epoch_is_plain_gradient_descent_over_its_batches():
@@ -169,24 +184,23 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights():
     one.precision = "bf16"
     dtypes = []
     one.model.linear.register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
-    progress = train_one_epoch(
-        one, loader(), epoch=0, augment=lambda x: x.float() / 255, learning_rate=lambda _: 0.01
-    )
+    progress = train(one, augment=lambda x, y, _: (x.float() / 255, y), rate=lambda _: 0.01)
     assert set(dtypes) == {torch.bfloat16}
     assert one.model.linear.weight.dtype == torch.float32
     assert math.isfinite(metrics(progress)["train_loss"])
 
 
-def test_mixing_gets_samples_labels_and_epoch_and_gives_soft_targets():
+def test_augmentation_gets_samples_labels_and_epoch_and_may_give_soft_targets():
     calls = []
 
     def mix(samples, labels, epoch):
         calls.append((samples.dtype, labels.dtype, epoch))
-        return samples * 0, torch.full((len(labels), CLASSES), 1 / CLASSES, dtype=torch.float64)
+        soft = torch.full((len(labels), CLASSES), 1 / CLASSES, dtype=torch.float64)
+        return prepare(samples) * 0, soft
 
     one = learner()
-    progress = train(one, epoch=6, mix=mix, rate=lambda _: 0.0)
-    assert calls == [(torch.float64, torch.int64, 6)] * 5
+    progress = train(one, epoch=6, augment=mix, rate=lambda _: 0.0)
+    assert calls == [(torch.uint8, torch.int64, 6)] * 5
     logits = one.model.linear.bias.log_softmax(0)
     assert metrics(progress)["train_loss"] == pytest.approx(-logits.mean().item())
 
@@ -240,18 +254,17 @@ def test_weights_that_are_no_numbers_stop_training_even_where_the_loss_hides_the
         train(one)
 
 
-class EveryStep:
-    """Pauses that stop behind a given step."""
+class StopAfter:
+    """Checkpoints that stop behind a given step."""
 
-    def __init__(self, stop_after):
-        self.left, self.progress = stop_after, None
+    def __init__(self, steps):
+        self.left = steps
 
     def due(self):
         self.left -= 1
         return self.left == 0
 
-    def take(self, progress):
-        self.progress = progress
+    def save_within(self):
         raise InterruptedError
 
 
@@ -263,13 +276,14 @@ def test_an_epoch_stopped_and_gone_on_with_equals_one_that_was_not(stop_after, a
 
     whole = learner(sgd=False, accumulation_steps=accumulation)
     expected = metrics(train(whole, batches(), epoch=1))
-    one, pauses = learner(sgd=False, accumulation_steps=accumulation), EveryStep(stop_after)
+    one, progress = learner(sgd=False, accumulation_steps=accumulation), EpochMetrics()
+    stop = StopAfter(stop_after)
     with pytest.raises(InterruptedError):
-        train(one, batches(), epoch=1, pauses=pauses)
-    assert pauses.progress.steps == stop_after
-    found = metrics(train(one, batches(), epoch=1, progress=pauses.progress))
+        train(one, batches(), epoch=1, progress=progress, checkpoints=stop)
+    assert progress.steps == stop_after
+    found = metrics(train(one, batches(), epoch=1, progress=progress))
     assert torch.equal(one.model.linear.weight, whole.model.linear.weight)
-    for name in expected.keys() - {"images_per_second"}:
+    for name in expected.keys() - {"images_per_second", "data_wait"}:
         assert found[name] == expected[name]
 
 
@@ -303,6 +317,7 @@ def test_testing_counts_every_image_once_whatever_the_batch_size(batch_size):
     with torch.no_grad():
         logits = model.linear(prepare(images).flatten(1))
     ranks = (logits > logits.gather(1, targets[:, None])).sum(1)
+    assert tested.pop("images_per_second") > 0
     assert tested == {
         "loss": pytest.approx(nn.functional.cross_entropy(logits, targets).item()),
         "acc1": 100 * (ranks < 1).sum().item() / 22,

@@ -9,7 +9,7 @@ from torch import nn
 
 from qkformer.neurons import IF, LIF, NEURONS, SpikingNeuron
 from qkformer.training.distributed import World
-from qkformer.training.health import FiringRates, by_stage, dead_layers, not_finite
+from qkformer.training.metrics import FiringRates, by_stage, dead_layers, not_finite
 
 ALONE = World()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +12,20 @@ from pathlib import Path
 from qkformer.data.loaders import dead_worker
 from qkformer.data.source import DataError
 from qkformer.files import FileError
-from qkformer.text import one_line
-from qkformer.training.cli import parse_test, parse_train
+from qkformer.training.command_line import parse_test, parse_train
 from qkformer.training.config import ConfigError
-from qkformer.training.distributed import World, announced
-from qkformer.training.progress import TrainingError
-from qkformer.training.session import run_training
-from qkformer.training.signals import STOPPING, Stopped, StopRequest
-from qkformer.training.testing import run_test
+from qkformer.training.distributed import (
+    STOPPING,
+    ProcessError,
+    Stopped,
+    StopRequest,
+    World,
+    announced,
+    lost_process,
+)
+from qkformer.training.evaluate import run_test
+from qkformer.training.metrics import TrainingError
+from qkformer.training.train import run_training
 
 FAILED, WRONG, STOPPED, INTERRUPTED = 1, 2, 75, 130  # exit statuses; 75 is sysexits' TEMPFAIL
 
@@ -52,17 +59,19 @@ def _errors_in_one_line(if_interrupted: str) -> Iterator[None]:
         yield
     except (ConfigError, DataError, FileError) as error:
         _exit(WRONG, f"error: {error}")
-    except TrainingError as error:
+    except (TrainingError, ProcessError) as error:
         _exit(FAILED, f"error: {error}")
     except Stopped as stopped:
         _exit(STOPPED, str(stopped))
     except KeyboardInterrupt:
         _exit(INTERRUPTED, f"interrupted; {if_interrupted}")
     except RuntimeError as error:
-        dead, lost = dead_worker(error), _lost_process(error)
-        if not dead and not lost:
-            raise
-        _exit(WRONG if dead else FAILED, f"error: {dead or lost}")
+        dead, lost = dead_worker(error), lost_process(error)
+        if dead or lost:
+            _exit(WRONG if dead else FAILED, f"error: {dead or lost}")
+        _raise(error)
+    except Exception as error:
+        _raise(error)
 
 
 def _exit(status: int, message: str) -> None:
@@ -81,18 +90,17 @@ def _exit(status: int, message: str) -> None:
     os._exit(status)  # an orderly exit could wait for processes that are no more
 
 
+def _raise(error: Exception) -> None:
+    """Of an error that nobody expected, everything is shown."""
+    if _announced().size == 1:
+        raise error
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(FAILED)
+
+
 def _announced() -> World:
     try:
         return announced()
     except ConfigError:  # which is what is being said
         return World()
-
-
-def _lost_process(error: RuntimeError) -> str | None:
-    """What to say of an error of torch.distributed's that only reports another one's end."""
-    text = str(error)
-    signs = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
-    if any(sign in text for sign in signs):
-        reason = one_line(error)[:200]
-        return f"lost another process, whose own message says why ({reason})"
-    return None

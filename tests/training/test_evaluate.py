@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 import qkformer
 from qkformer.data.registry import DATASETS
 from qkformer.data.source import ImageData
-from qkformer.training import environment, run
-from qkformer.training.cli import parse_train
+from qkformer.training import environment, main
+from qkformer.training.command_line import parse_train
 
 CONFIG = """
 epochs: 4
@@ -61,7 +61,7 @@ def write(config, name="run/last.pth", *options, num_classes=3, **content):
 
 
 def run_test(config, path, *options):
-    run.test(config, ["--checkpoint", str(path), "--device", "cpu", *options])
+    main.test(config, ["--checkpoint", str(path), "--device", "cpu", *options])
     return json.loads((path.parent / "results.json").read_text())
 
 

@@ -1,33 +1,114 @@
-"""Testing a checkpoint: exact under any number of processes."""
+"""Testing: a pass over test samples, and test.py's measurement of a checkpoint."""
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qkformer.checkpoint.load import load_checkpoint
+from qkformer.console import Progress
 from qkformer.data.augmentation import AugmentationConfig
-from qkformer.data.loaders import evaluation_loader
+from qkformer.data.loaders import evaluation_loader, read
 from qkformer.data.registry import Data, load_data
-from qkformer.files import write_text
+from qkformer.files import append_lines, write_text
 from qkformer.models import SpikingTransformer
 from qkformer.neurons import SpikingNeuron
-from qkformer.training.cli import TestOptions
+from qkformer.training.command_line import TestOptions
 from qkformer.training.config import Config, ConfigError
 from qkformer.training.distributed import World, announced, joined
 from qkformer.training.environment import (
+    autocast,
+    check_compute,
     choose_device,
-    count_parameters,
+    computed,
     describe,
     make_folder,
+    precision_remarks,
 )
-from qkformer.training.learner import check_compute, computed, precision_remarks, prepare_model
-from qkformer.training.loop import evaluate
-from qkformer.training.model import check_model, create_model
+from qkformer.training.metrics import MEASURED_BATCHES, FiringRates, TrainingError
+from qkformer.training.model import check_model, count_parameters, create_model, prepare_model
+
+ALONE = World()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    device: torch.device,
+    precision: str = "fp32",
+    on_damaged: str = "error",
+    rates: FiringRates | None = None,
+    world: World = ALONE,
+    between: Callable[[], None] = lambda: None,
+    most_batches: int | None = None,
+) -> dict[str, float]:
+    """Test on every sample, each counted once however many processes share the work.
+
+    Args:
+        model: The bare model: processes whose share is a batch shorter must not be waited for.
+        loader: From qkformer.data.loaders.evaluation_loader.
+        prepare: Samples on the device, as loaded -> input of the model.
+        precision: As ComputeConfig has it.
+        on_damaged: What becomes of samples that cannot be read: error or skip.
+        rates: Gets the firing rates of the first batches.
+        between: Called behind every batch, equally often in all processes.
+        most_batches: Where to stop for a try.
+
+    Returns:
+        loss (cross-entropy without label smoothing), acc1 and acc5 in percent; how many samples
+        were counted, and how many damaged ones could not be; images_per_second.
+
+    Raises:
+        TrainingError: the loss is not a finite number.
+        DataError: samples cannot be read.
+    """
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top 1, top 5
+    seen = damaged = 0
+    batches, start = read(loader, on_damaged), time.monotonic()
+    steps = min(loader.batch_sampler.longest, most_batches or loader.batch_sampler.longest)
+    with Progress(steps, "test", quiet=not world.is_main) as bar:
+        for step in range(steps):
+            batch = next(batches, None)
+            if batch is not None:
+                samples = prepare(batch.samples.to(device, non_blocking=True))
+                targets = batch.targets.to(device, non_blocking=True)
+                with autocast(precision, device):
+                    if rates is not None and step < MEASURED_BATCHES:
+                        logits = rates.measure(model, samples)
+                    else:
+                        logits = model(samples)
+                loss = nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
+                hits = logits.topk(min(5, logits.shape[1])).indices == targets.unsqueeze(1)
+                sums += torch.stack([loss, hits[:, 0].sum(), hits.sum()])
+                seen += len(targets)
+                damaged += len(batch.damaged)
+            bar.show(step + 1)
+            between()
+    counts = torch.tensor([seen, damaged], dtype=torch.float64)
+    loss, top1, top5, seen, damaged = world.total(torch.cat([sums.cpu(), counts])).tolist()
+    if not loss < float("inf"):
+        raise TrainingError(f"the test loss is {loss}")
+    return {
+        "loss": loss / seen,
+        "acc1": 100 * top1 / seen,
+        "acc5": 100 * top5 / seen,
+        "samples": int(seen),
+        "damaged": int(damaged),
+        "images_per_second": seen / (time.monotonic() - start),
+    }
+
+
+# ----------------------------------------------------------------------------------- test.py
 
 
 def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
@@ -39,7 +120,8 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
         name.
 
     Raises:
-        ConfigError, DataError, CheckpointError: something given is wrong.
+        ConfigError, DataError, FileError: something given is wrong.
+        ProcessError: the processes do not find each other.
     """
     alone = announced()
     device = choose_device(options.device, alone)
@@ -49,11 +131,12 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
         raise ConfigError(f"--checkpoint {options.checkpoint}: no such file")
     with joined(alone, device) as world:
         world.first(lambda: _make_folder(options.output))
+        world.say(options.source)
         configs = _configs(config, options.ssa)
         world.say(*_check(configs, options))
         world.say(*precision_remarks(config.compute.precision, device))
         data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
-        world.wait()  # preparing data may take one machine hours longer than another
+        world.wait_for_data()
         place = {"rank": world.rank, "world_size": world.size}
         loader = evaluation_loader(data.test, config.data, device, **place)
         results = [_test(each, options, data, loader, device, world) for each in configs]
@@ -71,9 +154,7 @@ def _make_folder(folder: Path) -> None:
 
 def _write(results: list[dict[str, Any]], latest: dict[str, Any], folder: Path) -> None:
     """results.json has the latest test, results.jsonl a line for every one in this folder."""
-    every = folder / "results.jsonl"
-    before = every.read_text() if every.exists() else ""
-    write_text(every, before + "".join(json.dumps(each) + "\n" for each in results))
+    append_lines(folder / "results.jsonl", [json.dumps(each) for each in results])
     write_text(folder / "results.json", json.dumps(latest, indent=2) + "\n")
 
 
@@ -125,6 +206,7 @@ def _test(
         "loss": tested["loss"],
         "images": tested["samples"],
         "damaged": tested["damaged"],
+        "images_per_second": tested["images_per_second"],
         **_facts(config, data, model),
         "precision": computed(config.compute.precision, device),
         "checkpoint": str(options.checkpoint),
@@ -139,7 +221,7 @@ def _test(
         world.say(f"{options.checkpoint} has averaged weights too: --weights ema tests them")
     if model.ssa == "original":
         world.say(
-            f"ssa original: these numbers hold for batches of {config.data.batch_size} in this "
+            f"ssa original: these numbers hold for batches of {results['batch_size']} in this "
             "order; a sample's output depends on the others of its batch"
         )
     return results
@@ -162,5 +244,5 @@ def _facts(config: Config, data: Data, model: SpikingTransformer) -> dict[str, A
         "T": model.T,
         "ssa": model.ssa,
         "input_size": [data.in_chans, config.data.image_size, config.data.image_size],
-        "batch_size": config.data.batch_size,
+        "batch_size": config.data.evaluation_batch_size,
     }
