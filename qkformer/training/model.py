@@ -13,7 +13,7 @@ from qkformer.checkpoint.load import check_checkpoint
 from qkformer.data.registry import Data
 from qkformer.models import SpikingTransformer
 from qkformer.text import one_line
-from qkformer.training.config import Config, ConfigError, differences
+from qkformer.training.config import Config, ConfigError, changed_keys
 
 
 def create_model(config: Config, data: Data) -> SpikingTransformer:
@@ -66,7 +66,7 @@ def check_model(
     if trained is None or _printed(trained) != _printed(model):
         sections = (recorded, vars(config.model))
         before, now = ({"model": {key: m.get(key) for key in ("neuron", "args")}} for m in sections)
-        changed = ", ".join(differences(before, now))
+        changed = ", ".join(changed_keys(before, now))
         raise ConfigError(
             f"{checkpoint} was trained with another model ({changed}): give these keys the values "
             "of its training, which the config.yml of the run has"

@@ -8,7 +8,7 @@ from typing import Any
 
 from qkformer.checkpoint.io import CheckpointError, read_checkpoint
 from qkformer.text import some_of
-from qkformer.training.config import Config, ConfigError, differences
+from qkformer.training.config import Config, ConfigError, changed_keys
 from qkformer.training.distributed import World
 from qkformer.training.learner import Learner
 from qkformer.training.progress import EpochProgress
@@ -56,7 +56,7 @@ def find_checkpoint(resume: str, output: Path, config: Config, samples: int) -> 
     if not goes_on and given is None:
         return None
     path, content = _first_intact(own if goes_on else [given])
-    changed = differences(content["config"], asdict(config))
+    changed = changed_keys(content["config"], asdict(config))
     before = content.get("samples_per_step", samples)
     if samples != before:  # it is the number of processes that has changed, or made up for a key
         changed.append(f"samples per step: {before} -> {samples}")

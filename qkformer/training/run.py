@@ -12,7 +12,7 @@ from qkformer.data.loaders import dead_worker
 from qkformer.data.source import DataError
 from qkformer.files import FileError
 from qkformer.text import one_line
-from qkformer.training.cli import parse_test, parse_train
+from qkformer.training.command_line import parse_test, parse_train
 from qkformer.training.config import ConfigError
 from qkformer.training.distributed import World, announced
 from qkformer.training.progress import TrainingError

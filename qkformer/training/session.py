@@ -14,8 +14,9 @@ from qkformer.data.loaders import evaluation_loader, training_loader
 from qkformer.data.mixup import Mixup
 from qkformer.data.registry import Data, load_data
 from qkformer.files import remove_leftovers, write_text
-from qkformer.training.cli import TrainOptions
-from qkformer.training.config import Config, ConfigError, to_yaml
+from qkformer.training.command_line import TrainOptions
+from qkformer.training.config import Config, ConfigError
+from qkformer.training.config_file import to_yaml
 from qkformer.training.distributed import World, announced, joined
 from qkformer.training.environment import (
     FolderLock,

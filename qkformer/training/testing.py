@@ -16,7 +16,7 @@ from qkformer.data.registry import Data, load_data
 from qkformer.files import write_text
 from qkformer.models import SpikingTransformer
 from qkformer.neurons import SpikingNeuron
-from qkformer.training.cli import TestOptions
+from qkformer.training.command_line import TestOptions
 from qkformer.training.config import Config, ConfigError
 from qkformer.training.distributed import World, announced, joined
 from qkformer.training.environment import (
@@ -50,7 +50,7 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
     with joined(alone, device) as world:
         world.first(lambda: _make_folder(options.output))
         configs = _configs(config, options.ssa)
-        world.say(*_check(configs, options))
+        world.say(options.source, *_check(configs, options))
         world.say(*precision_remarks(config.compute.precision, device))
         data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
         world.wait()  # preparing data may take one machine hours longer than another

@@ -10,11 +10,10 @@ from torch.utils.data import TensorDataset
 from qkformer.data.loaders import evaluation_loader, training_loader
 from qkformer.data.samples import Samples
 from qkformer.data.source import DataConfig, DataError
-from qkformer.training.config import Config
+from qkformer.training.config import Config, OptimizerConfig
 from qkformer.training.distributed import World
 from qkformer.training.learner import Learner
 from qkformer.training.loop import evaluate, train_one_epoch
-from qkformer.training.optimizer import OptimizerConfig
 from qkformer.training.progress import TrainingError
 from qkformer.training.schedule import ScheduleConfig
 

@@ -8,7 +8,7 @@ import torch
 
 import qkformer
 from qkformer.checkpoint import CheckpointError, check_checkpoint
-from qkformer.training.cli import parse_train
+from qkformer.training.command_line import parse_train
 from qkformer.training.config import ConfigError
 from qkformer.training.model import check_model
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import qkformer
-from qkformer.training.optimizer import OptimizerConfig, create_optimizer
+from qkformer.training.config import OptimizerConfig
+from qkformer.training.optimizer import create_optimizer
 
 
 class Model(nn.Module):

@@ -17,11 +17,10 @@ import qkformer
 from qkformer.data.loaders import evaluation_loader, training_loader
 from qkformer.data.samples import Samples
 from qkformer.data.source import DataConfig
-from qkformer.training.config import ComputeConfig, Config
+from qkformer.training.config import ComputeConfig, Config, OptimizerConfig
 from qkformer.training.distributed import announced, joined
 from qkformer.training.learner import Learner
 from qkformer.training.loop import evaluate, train_one_epoch
-from qkformer.training.optimizer import OptimizerConfig
 from qkformer.training.schedule import ScheduleConfig
 
 CPU = torch.device("cpu")
