@@ -20,8 +20,8 @@ from qkformer.data.loaders import training_loader
 from qkformer.data.mixup import Mixup
 from qkformer.data.registry import load_data
 from qkformer.data.source import EventData, ImageData
-from qkformer.training.cli import TrainOptions, parse_train
-from qkformer.training.config import SECTIONS, ConfigError, key_types
+from qkformer.training.command_line import TrainOptions, parse_train
+from qkformer.training.config import KEYS, SECTIONS, ConfigError
 from qkformer.training.distributed import World
 from qkformer.training.environment import count_parameters
 from qkformer.training.learner import Learner
@@ -72,7 +72,7 @@ def test_every_key_of_every_section_is_spelled_out_once(file):
         for key, value in content.items()
         for inner in (value if key in SECTIONS else [key])
     ]
-    assert set(spelled) == key_types().keys() - SECTIONS.keys()
+    assert set(spelled) == KEYS.keys()
     # PyYAML takes the last of two equal keys without a word
     lines = re.findall(r"^( *\w+):", file.read_text(), flags=re.MULTILINE)
     assert len(lines) == len(spelled) + len(SECTIONS) + len(content["model"]["args"])

@@ -3,19 +3,15 @@
 `Config` gathers the sections, each of which lives beside the code that it configures.
 """
 
-import difflib
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
-
-import yaml
 
 import qkformer
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.registry import DATASETS
 from qkformer.data.source import DataConfig
-from qkformer.training.optimizer import OptimizerConfig
+from qkformer.text import did_you_mean
 from qkformer.training.schedule import ScheduleConfig
 
 
@@ -54,7 +50,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.name not in qkformer.list_models():
             raise ValueError(
-                f"name: no model {self.name!r}{nearest(self.name, qkformer.list_models())}"
+                f"name: no model {self.name!r}{did_you_mean(self.name, qkformer.list_models())}"
             )
         if self.T is not None and self.T < 1:
             raise ValueError(f"T: must be at least 1, got {self.T}")
@@ -92,6 +88,52 @@ class LossConfig:
             raise ValueError(
                 f"label_smoothing: must be in 0 <= value < 1, got {self.label_smoothing}"
             )
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and the steps it takes.
+
+    Args:
+        lr: Peak learning rate.
+        lr_per_batch: Number of samples per step to which `lr` belongs: it is scaled linearly to the
+            run's own (batch size x processes x accumulation steps); null takes `lr` as it is.
+        weight_decay: Decoupled, on weights only: not on biases, BatchNorm, learned time constants.
+        betas: Decay of the running means of the gradient and of its square.
+        accumulation_steps: Batches of every process whose gradients make one step.
+        clip_grad_norm: Largest 2-norm of the whole gradient, to which it is scaled down; or null.
+        ema_decay: Decay per step of a running mean of the weights, which is tested and saved beside
+            them; null for none.
+    """
+
+    lr: float
+    lr_per_batch: int | None = None
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    accumulation_steps: int = 1
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: must be above 0, got {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: must be 0 or more, got {self.weight_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: must both be in 0 <= beta < 1, got {list(self.betas)}")
+        for key in ("lr_per_batch", "accumulation_steps"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ValueError(f"{key}: must be at least 1, got {getattr(self, key)}")
+        if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
+            raise ValueError(f"clip_grad_norm: must be above 0, got {self.clip_grad_norm}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay: must be in 0 < decay < 1, got {self.ema_decay}")
+
+    def peak_lr(self, samples_per_step: int) -> float:
+        """Peak learning rate of a run that takes so many samples, of all processes, per step."""
+        if self.lr_per_batch is None:
+            return self.lr
+        return self.lr * samples_per_step / self.lr_per_batch
 
 
 @dataclass
@@ -137,6 +179,24 @@ class CheckpointConfig:
                 raise ValueError(f"{key}: must be 0 or more, got {getattr(self, key)}")
 
 
+@dataclass
+class LogConfig:
+    """What is seen of a run, besides a line per epoch.
+
+    Args:
+        every: Steps between two lines on the screen and points in TensorBoard within an epoch; 0
+            for none.
+        wandb: Weights & Biases beside TensorBoard; the package has to be installed.
+    """
+
+    every: int = 50
+    wandb: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every: must be 0 or more, got {self.every}")
+
+
 @dataclass(kw_only=True)
 class Config:
     """A training run.
@@ -152,6 +212,7 @@ class Config:
         schedule: Learning rate over time
         compute: How the arithmetic is done
         checkpoint: When a run is saved
+        log: What is seen of a run, besides a line per epoch
     """
 
     epochs: int
@@ -164,6 +225,7 @@ class Config:
     schedule: ScheduleConfig
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -171,7 +233,7 @@ class Config:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: must be in 0 <= seed < 2**32, got {self.seed}")
         if self.data.name not in DATASETS:
-            message = f"no data set {self.data.name!r}{nearest(self.data.name, DATASETS)}"
+            message = f"no data set {self.data.name!r}{did_you_mean(self.data.name, DATASETS)}"
             raise ValueError(f"data.name: {message}")
         if self.optimizer.lr_per_batch is None:
             self.check_rates(processes=1)
@@ -204,6 +266,16 @@ class Config:
 
 
 SECTIONS = {part.name: part.type for part in fields(Config) if is_dataclass(part.type)}
+_FIELDS = {part.name: part for part in fields(Config) if part.name not in SECTIONS} | {
+    f"{name}.{part.name}": part for name, section in SECTIONS.items() for part in fields(section)
+}
+# Every key in dotted form, as in model.name, with its type; and what it is where nothing is said.
+KEYS: dict[str, Any] = {key: part.type for key, part in _FIELDS.items()}
+DEFAULTS: dict[str, Any] = {
+    key: part.default if part.default_factory is MISSING else part.default_factory()
+    for key, part in _FIELDS.items()
+    if (part.default, part.default_factory) != (MISSING, MISSING)
+}
 # These may change between two sittings of one run: they say where and how fast, not what.
 FREE_ON_RESUME = (
     "checkpoint.every",
@@ -213,32 +285,15 @@ FREE_ON_RESUME = (
     "data.download",
     "data.root",
     "data.workers",
+    "log.every",
+    "log.wandb",
     "model.backend",
 )
 
 
-def key_types() -> dict[str, Any]:
-    """Every key in dotted form, sections included, with its type: model, model.name, ..."""
-    types = {}
-    for part in fields(Config):
-        types[part.name] = part.type
-        if part.name in SECTIONS:
-            types |= {f"{part.name}.{inner.name}": inner.type for inner in fields(part.type)}
-    return types
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved configuration, to be read again with --config."""
-    plain = asdict(config)
-    for section in plain.values():
-        if isinstance(section, dict):  # YAML has no tuples
-            section |= {k: list(v) for k, v in section.items() if isinstance(v, tuple)}
-    return yaml.safe_dump(plain, sort_keys=False)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Keys in which two configurations (as dicts) differ, as in "optimizer.lr: 0.1 -> 0.2"."""
-    old, new = _flat(old), _flat(new)
+    old, new = flat(old), flat(new)
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in dict.fromkeys([*old, *new])
@@ -246,23 +301,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """A question to end an error with, `, did you mean 'x'?`; empty where nothing is similar."""
-    valid = list(valid)
-    by_last_part = {key.rpartition(".")[2]: key for key in reversed(valid)}  # the first one wins
-    last_part = name.lstrip("-").rpartition(".")[2]
-    if last_part in by_last_part:  # the right key in the wrong section, or in none
-        return f", did you mean {by_last_part[last_part]!r}?"
-    close = difflib.get_close_matches(name, valid, n=1)
-    close += [by_last_part[key] for key in difflib.get_close_matches(last_part, by_last_part, n=1)]
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys in dotted form, with those of model.args; tuples as lists."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
             leaves[prefix + key] = list(value) if isinstance(value, tuple) else value
     return leaves

@@ -133,7 +133,7 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
         world.first(lambda: _make_folder(options.output))
         world.say(options.source)
         configs = _configs(config, options.ssa)
-        world.say(*_check(configs, options))
+        world.say(options.source, *_check(configs, options))
         world.say(*precision_remarks(config.compute.precision, device))
         data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
         world.wait_for_data()

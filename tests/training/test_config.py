@@ -1,53 +1,71 @@
 """Command lines and YAML files: what is asked for acts, what makes no sense stops at once."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
 from typing import get_args
 
 import pytest
+import torch
 import yaml
 
 from qkformer.data import registry
-from qkformer.data.augmentation import AugmentationConfig
-from qkformer.data.source import DataConfig
 from qkformer.neurons.cuda import loader
-from qkformer.training import cli, run
-from qkformer.training.cli import (
-    TEST_OPTIONS,
+from qkformer.training import run
+from qkformer.training.command_line import (
     TESTED_SECTIONS,
-    TRAIN_OPTIONS,
     TRAINING_ONLY,
+    TestOptions,
+    TrainOptions,
     parse_test,
     parse_train,
 )
 from qkformer.training.config import (
     FREE_ON_RESUME,
-    SECTIONS,
-    CheckpointConfig,
+    KEYS,
     ComputeConfig,
     ConfigError,
-    LossConfig,
-    ModelConfig,
-    differences,
-    key_types,
-    nearest,
-    to_yaml,
+    changed_keys,
 )
+from qkformer.training.config_file import to_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FILES = sorted(CONFIGS.glob("*.yml"))
 DEMO = CONFIGS / "demo_digits.yml"
+TEST = ["--config", str(DEMO), "--checkpoint", "x/best.pth"]
+ACT_IN_TESTING = [key for key in KEYS if key.startswith(TESTED_SECTIONS)]
+ACT_IN_TESTING = [key for key in ACT_IN_TESTING if key not in TRAINING_ONLY]
 
 
-def write(folder, text):
-    file = folder / "some.yml"
-    file.write_text(text)
-    return str(file)
+@pytest.fixture
+def write(tmp_path):
+    """Write a YAML file, at whose path to find it."""
+
+    def write(text, name="some.yml"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        return str(file)
+
+    return write
 
 
-def leaves():
-    return [key for key in key_types() if key not in SECTIONS]
+@pytest.fixture
+def parse(write):
+    """The configuration of the demo with a file on top of it."""
+    return lambda text, *argv: parse_train(
+        DEMO, ["--config", str(DEMO), "--config", write(text), *argv]
+    )[0]
+
+
+def value_of(config, key):
+    section, _, inner = key.rpartition(".")
+    return getattr(getattr(config, section) if section else config, inner)
+
+
+def nested(key, value):
+    section, _, inner = key.rpartition(".")
+    return f"{section}: {{{inner}: {value}}}" if section else f"{inner}: {value}"
 
 
 # ---------------------------------------------------------------------------- what is asked for
@@ -62,10 +80,10 @@ def test_the_command_line_overrides_the_file_whatever_comes_first():
     assert config.data.batch_size == 32
 
 
-def test_a_later_file_overrides_key_by_key(tmp_path):
-    later = write(tmp_path, "model:\n  T: 2\n")
-    config, _ = parse_train(DEMO, ["--config", str(DEMO), "--config", later])
+def test_a_later_file_overrides_key_by_key(parse):
+    config = parse("model: {T: 2, args: {depths: [1, 1, 1]}}")
     assert (config.model.T, config.model.name) == (2, "qkformer_4_384")
+    assert config.model.args == {"depths": [1, 1, 1]}  # which is one key
 
 
 def test_any_argument_of_the_model_is_reached():
@@ -81,37 +99,46 @@ def test_any_argument_of_the_model_is_reached():
         "num_heads": 4,
         "depths": [1, 1, 1],
     }
+    assert parse_train(DEMO, ["--model.args", "{embed_dim: 32}"])[0].model.args == {"embed_dim": 32}
+    assert parse_train(DEMO, ["--model", "{T: 2}"])[0].model.T == 2
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "+1.0e-03", ".1e-2", "0.001"])
+def test_every_spelling_of_a_number_is_one(parse, number):
+    config = parse(f"optimizer: {{lr: {number}}}", f"--model.args.attn_scale={number}")
+    assert config.optimizer.lr == config.model.args["attn_scale"] == 1e-3
+    assert parse_train(DEMO, ["--optimizer.lr", number])[0].optimizer.lr == 1e-3
+
+
+def test_whole_numbers_and_lists_pass_for_floats_and_tuples_but_text_stays_text(parse):
+    config = parse("optimizer: {lr: 1, betas: [0, 0.5]}", "--data.root", "1e5", "--model.weights=x")
+    assert repr(config.optimizer.lr) == "1.0"
+    assert config.optimizer.betas == (0.0, 0.5)
+    assert config.data.root == "1e5"
+    assert parse_train(DEMO, ["--data.root", "null"])[0].data.root is None
 
 
 def test_options_besides_the_configuration():
-    _, options = parse_train(DEMO, [])
-    assert (options.output, options.resume) == (Path("runs/demo_digits"), "auto")
-    _, options = parse_train(DEMO, ["--output", "x", "--resume", "y.pth", "--device", "cpu"])
-    assert (options.output, options.resume, options.device) == (Path("x"), "y.pth", "cpu")
+    assert parse_train(DEMO, [])[1] == TrainOptions(Path("runs/demo_digits"), "auto", "auto", False)
+    argv = ["--output", "x", "--resume", "y.pth", "--dry_run", "--device", "cpu"]
+    assert parse_train(DEMO, argv)[1] == TrainOptions(Path("x"), "y.pth", "cpu", True)
 
 
 def test_options_of_testing():
-    config, options = parse_test(DEMO, ["--checkpoint", "x/best.pth"])
-    assert options == cli.TestOptions(Path("x/best.pth"), Path("x"), "auto", None, "trained", None)
-    assert config == parse_train(DEMO, [])[0]
-    argv = ["--checkpoint=x/best.pth", "--output=y", "--device=cpu", "--ssa=both", "--weights=ema"]
+    source = f"configuration: {DEMO}"
+    _, options = parse_test(DEMO, TEST)
+    assert options == TestOptions(Path("x/best.pth"), Path("x"), source=source)
+    argv = [*TEST, "--output=y", "--device=cpu", "--ssa=both", "--weights=ema"]
     config, options = parse_test(DEMO, [*argv, "--input_size=24", "--time_steps", "2"])
-    assert options == cli.TestOptions(Path("x/best.pth"), Path("y"), "cpu", "both", "ema", 2)
+    expected = TestOptions(Path("x/best.pth"), Path("y"), "cpu", "both", "ema", 2, 24, source)
+    assert options == expected
     assert (config.data.image_size, config.model.T) == (24, 2)
     assert config.model.ssa == "fixed"  # what --ssa says is done by the test itself, once or twice
 
 
-def test_the_checkpoint_to_test_leaves_the_section_of_that_name_alone(tmp_path):
-    file = write(tmp_path, "checkpoint: {every: 7}")
-    argv = ["--config", str(DEMO), "--config", file, "--checkpoint", "x/best.pth"]
-    config, options = parse_test(DEMO, argv)
-    assert config.checkpoint.every == 7
-    assert options.checkpoint == Path("x/best.pth")
-
-
 @pytest.mark.parametrize("option", [["--local-rank=3"], ["--local_rank=3"], ["--local_rank", "3"]])
 @pytest.mark.parametrize(
-    "parse", [parse_train, lambda file, argv: parse_test(file, ["--checkpoint", "x", *argv])]
+    "parse", [parse_train, lambda file, argv: parse_test(file, [*TEST, *argv])]
 )
 def test_the_launchers_local_rank_is_let_pass_where_it_is_the_environments(
     monkeypatch, parse, option
@@ -124,43 +151,48 @@ def test_the_launchers_local_rank_is_let_pass_where_it_is_the_environments(
             parse(DEMO, option)
 
 
-# ----------------------------------------------------------------------- to a file, and back again
+# -------------------------------------------------------------------------------------- bases
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_resolved_configuration_reads_back_as_itself(tmp_path, file):
-    config, _ = parse_train(file, ["--model.mlp_ratio", "null", "--optimizer.betas=[0.8,0.9]"])
-    again, _ = parse_train(Path(write(tmp_path, to_yaml(config))), [])
-    assert again == config
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_print_config_can_be_read_again(tmp_path, capsys, file):
-    printed = write(tmp_path, print_config(parse_train, file, ["--epochs", "5"], capsys))
-    assert parse_train(Path(printed), [])[0] == parse_train(file, ["--epochs", "5"])[0]
-
-
-def test_print_config_of_testing_can_be_read_again(tmp_path, capsys):
-    argv = ["--checkpoint", "x/best.pth", "--time_steps", "2", "--weights", "ema"]
-    printed = write(tmp_path, print_config(parse_test, DEMO, argv, capsys))
-    assert parse_test(Path(printed), argv[:2]) == parse_test(DEMO, argv)
+def test_a_file_stands_on_its_base_and_that_on_its_own(parse, write):
+    write("seed: 3\nmodel: {T: 3, neuron: if}", "bases/first.yml")
+    write("base: first.yml\nmodel: {T: 5, args: {embed_dim: 32}}", "bases/second.yml")
+    config = parse("epochs: 7\nmodel: {ssa: original}\nbase: bases/second.yml")
+    assert (config.seed, config.epochs) == (3, 7)
+    assert (config.model.neuron, config.model.T, config.model.ssa) == ("if", 5, "original")
+    assert config.model.args == {"embed_dim": 32}
+    assert config.model.name == "qkformer_4_384"  # of the file before
 
 
 @pytest.mark.parametrize(
-    ("text", "parse", "message"),
+    ("base", "message"),
     [
-        ("resume: auto", parse_test, "resume: is an option of train.py only"),
-        ("time_steps: 2", parse_train, "time_steps: is an option of test.py only"),
-        ("weights: ema", parse_train, "weights: is an option of test.py only"),
-        ("config: x.yml", parse_train, "unknown key 'config'"),
-        ("checkpoint: x.pth", parse_test, "checkpoint: expected keys below it, got 'x.pth'"),
+        ("base: 3", "FOLDER/some.yml: base: expected the path of a file, got 3"),
+        (
+            "base: other.yml",
+            "FOLDER/other.yml, the base of FOLDER/some.yml: No such file or directory",
+        ),
+        (
+            "base: some.yml",
+            "FOLDER/some.yml -> FOLDER/some.yml: no file can be its own base",
+        ),
+        (
+            "base: bases/around.yml",
+            "FOLDER/some.yml -> FOLDER/bases/around.yml -> FOLDER/bases/../some.yml: "
+            "no file can be its own base",
+        ),
+        ("base: bases/wrong.yml", "FOLDER/bases/wrong.yml: epochs: expected int, got many"),
     ],
 )
-def test_options_in_a_file_are_those_of_the_command(tmp_path, text, parse, message):
-    file = write(tmp_path, text)
+def test_a_base_that_makes_no_sense_is_one_line(parse, write, tmp_path, base, message):
+    write("base: ../some.yml", "bases/around.yml")
+    write("epochs: many", "bases/wrong.yml")
     with pytest.raises(ConfigError) as caught:
-        parse(DEMO, ["--config", str(DEMO), "--config", file])
-    assert str(caught.value) == f"{file}: {message}"
+        parse(base)
+    assert str(caught.value).replace(str(tmp_path), "FOLDER") == message
+
+
+# ----------------------------------------------------------------------- to a file, and back again
 
 
 def print_config(parse, file, argv, capsys):
@@ -170,60 +202,79 @@ def print_config(parse, file, argv, capsys):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("parse", [parse_train, parse_test])
-def test_help_explains_every_key_and_option(capsys, parse):
-    with pytest.raises(SystemExit):
-        parse(DEMO, ["--help"])
-    usage, text = capsys.readouterr().out.split("options:\n")
-    text = " ".join(text.split())
-    options = TRAIN_OPTIONS if parse is parse_train else TEST_OPTIONS
-    for key in ("config", *options, *leaves()):
-        # the metavar or the choices come after the name, then the explanation, then the type
-        found = re.search(rf"--{re.escape(key)} (\{{.*?\}}|\[.*?\]|\S+) (.*?)(\(|--)", text)
-        assert found and len(found[2]) > len("no words"), key
-        assert key not in options or f"--{key}" in usage
-    assert parse is parse_train or "--checkpoint PATH" in usage
+@pytest.mark.parametrize("file", [DEMO, *CONFIGS.glob("*_768_288.yml")], ids=lambda file: file.stem)
+def test_the_resolved_configuration_reads_back_as_itself(write, capsys, file):
+    argv = ["--model.mlp_ratio", "null", "--optimizer.betas=[0.8,0.9]", "--data.root=1e5"]
+    config, _ = parse_train(file, argv)
+    assert parse_train(Path(write(to_yaml(config))), [])[0] == config
+    assert print_config(parse_train, file, argv, capsys) == to_yaml(config)
+    assert yaml.safe_load(to_yaml(config)).keys() == asdict(config).keys()  # and no base
 
 
-def help_of(default, argv, capsys):
+def test_what_testing_prints_it_reads_again_and_is_what_acts(write, capsys):
+    printed = print_config(parse_test, DEMO, [*TEST, "--time_steps", "2"], capsys)
+    content = yaml.safe_load(printed)
+    assert [f"{section}.{key}" for section in content for key in content[section]] == ACT_IN_TESTING
+    again, _ = parse_test(DEMO, ["--config", write(printed), *TEST[2:]])
+    assert again == parse_test(DEMO, [*TEST, "--time_steps", "2"])[0]
+
+
+# ------------------------------------------------------------------------------------------- help
+
+
+def help_of(parse, default, argv, capsys):
+    """What is said of every option and key: what stands beside it, and the explanation."""
     with pytest.raises(SystemExit) as stop:
-        parse_train(default, [*argv, "--help"])
+        parse(default, [*argv, "--help"])
     assert stop.value.code in (0, None)
-    return " ".join(capsys.readouterr().out.split())
+    found = re.findall(r"^--(\S+)(.*)\n((?: +.*\n)+)", capsys.readouterr().out, re.MULTILINE)
+    return {key: (beside, text.strip()) for key, beside, text in found}
 
 
-def test_help_shows_the_values_that_will_apply(tmp_path, capsys):
-    text = help_of(DEMO, [], capsys)
+@pytest.mark.parametrize(
+    ("parse", "keys", "options"),
+    [
+        (parse_train, list(KEYS), {"output", "resume", "device", "dry_run"}),
+        (
+            parse_test,
+            ACT_IN_TESTING,
+            {"checkpoint", "output", "device", "ssa", "weights", "time_steps", "input_size"},
+        ),
+    ],
+)
+def test_help_explains_every_option_and_every_key_that_acts(capsys, parse, keys, options):
+    explained = help_of(parse, DEMO, [], capsys)
+    assert explained.keys() == {*keys, *options, "config", "help", "print_config"}
+    assert all(len(text) > len("no words") for _, text in explained.values())
+
+
+def test_help_shows_the_values_that_will_apply(write, capsys):
     config, _ = parse_train(DEMO, [])
-    for key in leaves():
-        section, _, inner = key.rpartition(".")
-        value = getattr(getattr(config, section) if section else config, inner)
-        shown = re.escape("null" if value is None else str(value))
-        assert re.search(rf"--{re.escape(key)} ((?! --).)*default: {shown}\)", text), key
-    odd = tmp_path / "odd[1]*.yml"  # a name that could be taken for a pattern
-    odd.write_text("seed: 77\nmodel: {T: 9}")
-    text = help_of(Path("nowhere.yml"), ["--config", str(DEMO), "--config", str(odd)], capsys)
-    for shown in ("type: int, default: 77)", "null, default: 9)", "default: qkformer_4_384)"):
-        assert shown in text
+    explained = help_of(parse_train, DEMO, [], capsys)
+    for key in KEYS:
+        value = value_of(config, key)
+        value = list(value) if isinstance(value, tuple) else value
+        shown = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+        assert explained[key][0].endswith(f" = {shown}"), key
+    argv = ["--config", str(DEMO), "--config", write("seed: 77"), "--model.T=9"]
+    explained = help_of(parse_train, Path("nowhere.yml"), argv, capsys)
+    assert explained["seed"][0] == " int = 77"
+    assert explained["model.T"][0] == " int or null = 9"
 
 
 def test_help_does_without_a_file_that_is_missing(capsys):
-    text = help_of(Path("nowhere.yml"), [], capsys)
-    assert "no existing default config file found" in text
-    assert "--seed SEED Of the weights, the order of the data and every other" in text
+    explained = help_of(parse_train, Path("nowhere.yml"), [], capsys)
+    assert explained["seed"][0] == " int = 0"
+    assert explained["epochs"][0] == " int"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        ("model: [", "not valid YAML"),
-        ("epohcs: 3", "did you mean 'epochs'"),
-        ("epochs: many", "epochs: expected int, got many"),
-    ],
+    [("model: [", "not valid YAML"), ("epochs: many", "epochs: expected int, got many")],
 )
-def test_help_with_a_file_that_is_wrong_says_so(tmp_path, text, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        parse_train(DEMO, ["--config", write(tmp_path, text), "--help"])
+def test_help_with_a_file_that_is_wrong_says_so(parse, text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(text, "--help")
 
 
 # --------------------------------------------------------------------------- what makes no sense
@@ -236,7 +287,7 @@ LIMITS = [
     ("seed", "4294967296", "must be in 0 <= seed < 2**32"),
     ("model.name", "qkformer_4_348", "did you mean 'qkformer_4_384'"),
     ("model.T", "0", "must be at least 1"),
-    ("model.T", "true", "expected int or null, got "),
+    ("model.T", "true", "expected int or null, got true"),
     ("model.ssa", "leaky", "expected fixed or original or null, got leaky"),
     ("model.mlp_ratio", "0", "must be above 0"),
     ("model.mlp_ratio", ".inf", "must be above 0"),
@@ -263,7 +314,7 @@ LIMITS = [
     ("augmentation.crop_scale", "[0.0, 1.0]", "must be [least, most] above 0"),
     ("augmentation.crop_scale", "[0.5, 1.5]", "must be [least, most] above 0"),
     ("augmentation.crop_ratio", "[0.75, 1.25]", "acts with crop_scale only"),
-    ("augmentation.crop_ratio", "[nan, 1]", "expected tuple[float, float] or null, got ['nan', 1]"),
+    ("augmentation.crop_ratio", "[nan, 1]", "expected [float, float] or null, got ['nan', 1]"),
     ("augmentation.hflip", "1.5", "must be in 0 <= value <= 1"),
     ("augmentation.shift", "-1", "must be 0 or more"),
     ("augmentation.erasing_prob", "-0.25", "must be in 0 <= value <= 1"),
@@ -279,7 +330,7 @@ LIMITS = [
     ("optimizer.lr_per_batch", "0", "must be at least 1"),
     ("optimizer.weight_decay", "-1", "must be 0 or more"),
     ("optimizer.betas", "[0.9, 1.0]", "must both be in 0 <= beta < 1, got [0.9, 1.0]"),
-    ("optimizer.betas", "[0.9]", "expected tuple[float, float]"),
+    ("optimizer.betas", "[0.9]", "expected [float, float]"),
     ("optimizer.accumulation_steps", "0", "must be at least 1"),
     ("optimizer.accumulation_steps", "1.5", "expected int, got 1.5"),
     ("optimizer.clip_grad_norm", "0", "must be above 0"),
@@ -299,61 +350,34 @@ LIMITS = [
     ("checkpoint.minutes", ".nan", "must be 0 or more"),
     ("checkpoint.every", "-1", "must be 0 or more"),
     ("checkpoint.every", "0.5", "expected int, got 0.5"),
+    ("log.every", "-1", "must be 0 or more, got -1"),
+    ("log.wandb", "1", "expected bool, got 1"),
 ]
 
 
 def test_every_key_is_tried_with_an_impossible_value():
     anything = {"model.weights", "model.args", "model.neuron", "data.root"}
     anything |= {"augmentation.auto_augment"}  # refused by the transforms, who know the policies
-    assert {key for key, _, _ in LIMITS} == set(leaves()) - anything
+    assert {key for key, _, _ in LIMITS} == KEYS.keys() - anything
 
 
 @pytest.mark.parametrize(("key", "value", "message"), LIMITS, ids=lambda part: str(part)[:30])
-def test_impossible_values_are_refused_from_file_and_command_line(tmp_path, key, value, message):
-    section, _, inner = key.rpartition(".")
-    text = f"{section}: {{{inner}: {value}}}" if section else f"{inner}: {value}"
-    for argv in (["--config", write(tmp_path, text)], [f"--{key}={value}"]):
+def test_impossible_values_are_refused_from_file_and_command_line(parse, key, value, message):
+    for text, argv in ((nested(key, value), []), ("{}", [f"--{key}={value}"])):
         with pytest.raises(ConfigError) as caught:
-            parse_train(DEMO, ["--config", str(DEMO), *argv])
+            parse(text, *argv)
         line = str(caught.value)
-        assert line.startswith(f"{key}: ")
+        assert re.match(rf"(\S+/some.yml: )?{re.escape(key)}: ", line)
         assert message in line
         assert "\n" not in line and "<class" not in line
 
 
-TAKE_NO_NULL = [key for key in leaves() if NoneType not in get_args(key_types()[key])]
-
-
-@pytest.mark.parametrize("key", TAKE_NO_NULL)
-def test_null_is_refused_where_it_means_nothing(tmp_path, key):
-    section, _, inner = key.rpartition(".")
-    text = f"{section}: {{{inner}: null}}" if section else f"{inner}: null"
-    file = write(tmp_path, text)
-    # what has no default is required, null is as if it were not there
-    with pytest.raises(ConfigError, match=rf"^{key}: expected .*got (null|None)|required: {key}$"):
-        parse_train(DEMO, ["--config", str(DEMO), "--config", file])
-
-
-@pytest.mark.parametrize(
-    ("section", "values", "key"),
-    [
-        (CheckpointConfig, {"every": -1}, "every"),
-        (CheckpointConfig, {"minutes": -0.5}, "minutes"),
-        (ComputeConfig, {"compile": True, "grad_checkpointing": True}, "compile"),
-        (LossConfig, {"label_smoothing": 1.0}, "label_smoothing"),
-        (ModelConfig, {"name": "qkformer_4_384", "skip_head": True}, "skip_head"),
-        (ModelConfig, {"name": "qkformer_4_384", "args": {"ssa": "fixed"}}, "args.ssa"),
-        (
-            DataConfig,
-            {"name": "digits", "image_size": 8, "batch_size": 4, "workers": -1},
-            "workers",
-        ),
-        (AugmentationConfig, {"hflip": -1}, "hflip"),
-    ],
-)
-def test_sections_refuse_impossible_values_by_themselves(section, values, key):
-    with pytest.raises(ValueError, match=f"^{key}: "):
-        section(**values)
+def test_null_is_refused_where_it_means_nothing(parse):
+    take_none = [key for key in KEYS if NoneType not in get_args(KEYS[key])]
+    assert 30 < len(take_none) < len(KEYS)
+    for key in take_none:
+        with pytest.raises(ConfigError, match=rf"some\.yml: {key}: expected .*, got null$"):
+            parse(nested(key, "null"))
 
 
 def test_what_does_not_go_together_is_refused():
@@ -417,12 +441,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "key", "message"), WRONG, ids=[case[0] for case in WRONG])
-def test_nonsense_in_a_file_names_the_key_and_what_would_do(tmp_path, text, key, message):
+def test_nonsense_in_a_file_names_the_file_the_key_and_what_would_do(parse, text, key, message):
     with pytest.raises(ConfigError) as caught:
-        parse_train(DEMO, ["--config", str(DEMO), "--config", write(tmp_path, text)])
-    assert key in str(caught.value)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+        parse(text)
+    line = str(caught.value)
+    assert key in line and message in line
+    assert "some.yml: " in line or "has a key of its own" in line or "by the data set" in line
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -446,12 +471,14 @@ def test_nonsense_in_a_file_names_the_key_and_what_would_do(tmp_path, text, key,
         (["--checkpoint.every=-1"], "checkpoint.every: must be 0 or more, got -1"),
         (["--compute.precision=half"], "compute.precision: expected fp32 or fp16 or bf16"),
         (["--local-rank=0"], "--local-rank 0: is for launchers"),
-        (["--local-rank=first"], "invalid int value: 'first'"),
+        (["--local-rank=first"], "--local-rank first: is for launchers"),
         (["surplus"], "surplus"),
         (["--optimizer.lr", "fast"], "optimizer.lr: expected float, got fast"),
         (["--optimizer.lr", "-1"], "optimizer.lr: must be above 0"),
         (["--optimizer.lr"], "--optimizer.lr: expected one argument"),
-        (["--device", "tpu"], "--device"),
+        (["--dry_run", "true"], "unexpected argument 'true'"),
+        (["--dry_run=true"], "--dry_run: takes no value"),
+        (["--device", "tpu"], "--device: expected auto or cpu or cuda, got tpu"),
         (["--config", "nowhere.yml"], "nowhere.yml: No such file"),
         (["--config", str(CONFIGS)], "Is a directory"),
     ],
@@ -477,87 +504,20 @@ def test_nonsense_on_the_command_line_is_one_line_and_status_2(tmp_path, capsys,
         ("model: {args: {depths: [{a: 1, a: 2}]}}\n", 1, "a", 1),
     ],
 )
-def test_a_key_given_twice_is_refused_with_its_lines(tmp_path, text, line, key, first):
-    file = write(tmp_path, text)
-    with pytest.raises(ConfigError) as caught:
-        parse_train(DEMO, ["--config", str(DEMO), "--config", file])
+def test_a_key_given_twice_is_refused_with_its_lines(parse, text, line, key, first):
     expected = f"line {line}: key {key!r} is given in line {first} already, remove one of them"
-    assert str(caught.value) == f"{file}: {expected}"
+    with pytest.raises(ConfigError, match=f"some.yml: {expected}$"):
+        parse(text)
 
 
-def test_a_key_may_override_what_is_merged_in(tmp_path):
-    text = "model: {args: {one: &one {a: 1, b: 2}, other: {<<: *one, b: 3}}}"
-    file = write(tmp_path, text)
-    config, _ = parse_train(DEMO, ["--config", str(DEMO), "--config", file])
+def test_a_key_may_override_what_is_merged_in(parse):
+    config = parse("model: {args: {one: &one {a: 1, b: 2}, other: {<<: *one, b: 3}}}")
     assert config.model.args["other"] == {"a": 1, "b": 3}
 
 
-def test_a_file_without_required_keys_names_them(tmp_path):
-    with pytest.raises(ConfigError, match=r"epochs.*optimizer\.lr"):
-        parse_train(Path(write(tmp_path, "seed: 1")), [])
-
-
-ACT_IN_TRAINING = [key for key in leaves() if key.partition(".")[0] not in TESTED_SECTIONS]
-
-
-@pytest.mark.parametrize("key", [*ACT_IN_TRAINING, *TRAINING_ONLY])
-def test_testing_refuses_what_would_not_act(key):
-    for argv in ([f"--{key}=1"], [f"--{key}", "1"]):
-        with pytest.raises(ConfigError, match=rf"^--{re.escape(key)}: acts in training only$"):
-            parse_test(DEMO, ["--checkpoint", "x", *argv])
-
-
-@pytest.mark.parametrize("section", sorted(set(SECTIONS) - {*TESTED_SECTIONS, "checkpoint"}))
-def test_testing_refuses_whole_sections_that_would_not_act(section):
-    with pytest.raises(ConfigError, match=f"^--{section}: acts in training only$"):
-        parse_test(DEMO, ["--checkpoint", "x", f"--{section}", "{}"])
-
-
-ACT_IN_TESTING = sorted({*leaves()} - {*ACT_IN_TRAINING, *TRAINING_ONLY, "data.download"})
-
-
-@pytest.mark.parametrize("key", ACT_IN_TESTING)
-def test_what_testing_accepts_it_takes_over(key):
-    values = {"model.name": "qkformer_2_256", "model.ssa": "original", "model.backend": "torch"}
-    values |= {"model.args": "{embed_dim: 32}", "model.neuron": "if", "data.on_damaged": "skip"}
-    values |= {
-        "data.name": "cifar10",
-        "data.root": "x",
-        "data.split": "null",
-        "compute.precision": "bf16",
-    }
-    section, _, inner = key.partition(".")
-    value = values.get(key, "true" if key_types()[key] is bool else "1")
-    config, _ = parse_test(DEMO, ["--checkpoint", "x", f"--{key}={value}"])
-    taken = getattr(getattr(config, section), inner)
-    assert taken == yaml.safe_load(value)
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--time_steps=0"], "model.T: must be at least 1, got 0"),
-        (["--time_steps=two"], "time_steps: expected int, got two"),
-        (["--input_size=0"], "data.image_size: must be at least 1, got 0"),
-        (["--ssa=leaky"], "--ssa: invalid choice: 'leaky'"),
-        (["--weights=best"], "--weights: invalid choice: 'best'"),
-        (["--resume=auto"], "--resume: is an option of train.py only"),
-        (["--chekpoint=x"], "--chekpoint, did you mean '--checkpoint'"),
-        (["--time_step=2"], "--time_step, did you mean '--time_steps'"),
-        (["--checkpoint"], "--checkpoint: expected one argument"),
-    ],
-    ids=str,
-)
-def test_nonsense_for_testing_is_one_line(argv, message):
-    with pytest.raises(ConfigError) as caught:
-        parse_test(DEMO, ["--checkpoint", "x/best.pth", *argv])
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_testing_needs_a_checkpoint():
-    with pytest.raises(ConfigError, match="--checkpoint"):
-        parse_test(DEMO, [])
+def test_a_file_without_required_keys_names_them(write):
+    with pytest.raises(ConfigError, match=r"required: epochs, .*optimizer\.lr"):
+        parse_train(Path(write("seed: 1")), [])
 
 
 @pytest.mark.parametrize(
@@ -593,23 +553,139 @@ def test_nothing_is_loaded_for_a_configuration_that_makes_no_sense(tmp_path, mon
         run.train(DEMO, ["--output", str(tmp_path), "--optimizer.lr", "0"])
 
 
+# ---------------------------------------------------------------------------------------- testing
+
+
+def test_testing_refuses_what_would_not_act():
+    idle = [key for key in KEYS if key not in ACT_IN_TESTING]
+    sections = {key.partition(".")[0] for key in idle} - {"model", "data", "compute", "checkpoint"}
+    for key in {*idle, *sections}:
+        with pytest.raises(ConfigError, match=rf"^--{re.escape(key)}: acts in training only$"):
+            parse_test(DEMO, [*TEST, f"--{key}", "{}"])
+
+
+def test_what_testing_accepts_it_takes_over():
+    values = {"model.name": "qkformer_2_256", "model.ssa": "original", "model.backend": "torch"}
+    values |= {"model.args": "{embed_dim: 32}", "model.neuron": "if", "data.on_damaged": "skip"}
+    values |= {"data.name": "cifar10", "data.root": "x", "data.download": "true"}
+    values |= {"data.split": "null", "compute.precision": "bf16"}
+    values = {key: values.get(key, "true" if KEYS[key] is bool else "1") for key in ACT_IN_TESTING}
+    config, _ = parse_test(DEMO, [*TEST, *(f"--{key}={values[key]}" for key in values)])
+    for key, value in values.items():
+        assert value_of(config, key) == yaml.safe_load(value), key
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--time_steps=0"], "model.T: must be at least 1, got 0"),
+        (["--time_steps=two"], "--time_steps: expected int or null, got two"),
+        (["--input_size=0"], "data.image_size: must be at least 1, got 0"),
+        (["--ssa=leaky"], "--ssa: expected fixed or original or both or null, got leaky"),
+        (["--weights=best"], "--weights: expected trained or ema, got best"),
+        (["--resume=auto"], "--resume: is an option of train.py only"),
+        (["--dry_run"], "--dry_run: is an option of train.py only"),
+        (["--chekpoint=x"], "--chekpoint, did you mean '--checkpoint'"),
+        (["--time_step=2"], "--time_step, did you mean '--time_steps'"),
+        (["--checkpoint"], "--checkpoint: expected one argument"),
+    ],
+    ids=str,
+)
+def test_nonsense_for_testing_is_one_line(argv, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_test(DEMO, [*TEST, *argv])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_testing_needs_a_checkpoint():
+    with pytest.raises(ConfigError, match="--checkpoint: required"):
+        parse_test(DEMO, [])
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Write a checkpoint of a run with these options, in which some keys are changed."""
+
+    def checkpoint(*argv, **changes):
+        config = asdict(parse_train(DEMO, argv)[0])
+        for key, value in changes.items():
+            config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
+        path = tmp_path / "last.pth"
+        torch.save({"model": {"head.weight": torch.ones(1)}, "config": config}, path)
+        return path
+
+    return checkpoint
+
+
+OTHER_DATA = CONFIGS / "cifar10_dvs_qkformer.yml"
+
+
+def test_a_checkpoint_of_our_own_is_tested_as_it_was_trained(checkpoint):
+    argv = ["--model.T=3", "--model.args.depths=[1, 1, 1]", "--data.crop_pct=0.5"]
+    idle = ["--model.weights=x", "--compute.grad_checkpointing=true", "--model.drop_path_rate=0.5"]
+    path = checkpoint(*argv, *idle, "--optimizer.lr=0.125")
+    config, options = parse_test(OTHER_DATA, ["--checkpoint", str(path)])
+    assert options.source == f"configuration: the one recorded in {path}"
+    trained, _ = parse_train(DEMO, argv)
+    for key in ACT_IN_TESTING:
+        assert value_of(config, key) == value_of(trained, key), key
+    assert config.model.weights is None
+    assert not config.compute.grad_checkpointing
+
+
+def test_the_command_line_and_its_files_come_before_what_a_checkpoint_holds(checkpoint):
+    path = str(checkpoint("--model.T=3", "--compute.grad_checkpointing=true"))
+    argv = ["--checkpoint", path, "--model.args.num_heads=2", "--compute.compile=true"]
+    config, _ = parse_test(OTHER_DATA, [*argv, "--time_steps=2", "--input_size=24"])
+    assert (config.model.T, config.data.image_size, config.data.name) == (2, 24, "digits")
+    assert config.model.args == {"embed_dim": 64, "num_heads": 2}
+    assert config.compute.compile
+    config, options = parse_test(DEMO, ["--checkpoint", path, "--config", str(OTHER_DATA)])
+    assert (config.model.T, config.data.name) == (16, "cifar10-dvs")
+    assert options.source == f"configuration: {OTHER_DATA}"
+
+
+def test_keys_that_a_checkpoint_lacks_have_their_defaults_and_those_of_others_are_named(checkpoint):
+    changes = {"model": {"spikes": 3}, "optimizer": {"name": "lion"}, "schedule": {"name": "flat"}}
+    path = checkpoint(**changes, loss=3, extra={"x": 1})
+    content = torch.load(path)
+    del content["config"]["compute"], content["config"]["log"], content["config"]["data"]["workers"]
+    torch.save(content, path)
+    config, options = parse_test(OTHER_DATA, ["--checkpoint", str(path)])
+    assert (config.compute, config.data.workers) == (ComputeConfig(), 0)
+    expected = f"the one recorded in {path}; this version has no model.spikes"
+    assert options.source == f"configuration: {expected}"
+
+
+def test_what_acts_in_a_checkpoints_configuration_has_to_be_possible(checkpoint):
+    for changes, message in (
+        ({"model": {"T": "many"}}, "last.pth: model.T: expected int or null, got many"),
+        ({"model": {"T": 0}}, "^model.T: must be at least 1, got 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_test(DEMO, ["--checkpoint", str(checkpoint(**changes))])
+
+
+@pytest.mark.parametrize("held", [None, {"model": {"T": 3}}, {"lr": 0.1}, "config.yml"])
+def test_files_of_others_are_tested_as_the_default_file_says(tmp_path, held):
+    path = tmp_path / "published.pth"
+    torch.save({"model": {"head.weight": torch.ones(1)}, "config": held}, path)
+    config, options = parse_test(OTHER_DATA, ["--checkpoint", str(path)])
+    assert (config.model.T, config.data.name) == (16, "cifar10-dvs")
+    assert options.source == f"configuration: {OTHER_DATA}"
+
+
 # ----------------------------------------------------------------------------------- comparisons
 
 
-def test_differences_name_keys_with_both_values_and_skip_what_only_says_where():
+def test_changed_keys_are_named_with_both_values_but_for_what_only_says_where():
     old = {"epochs": 1, "data": {"root": "a", "workers": 0}, "optimizer": {"betas": (0.1, 0.2)}}
     new = {"epochs": 2, "data": {"root": "b", "workers": 9}, "optimizer": {"betas": [0.1, 0.2]}}
-    assert differences(old, old) == []
-    assert differences(old, new) == ["epochs: 1 -> 2"]
-    assert differences({}, {"model": {"args": {"x": 1}}}) == ["model.args.x: None -> 1"]
-
-
-@pytest.mark.parametrize("key", FREE_ON_RESUME)
-def test_what_may_change_between_two_sittings_is_a_key_and_no_difference(key):
-    section, _, inner = key.partition(".")
-    assert key in leaves()
-    assert differences({section: {inner: 1}}, {section: {inner: 2}}) == []
-
-
-def test_nothing_is_suggested_where_nothing_is_similar():
-    assert nearest("zzz", ["epochs", "model.name"]) == ""
+    assert changed_keys(old, old) == []
+    assert changed_keys(old, new) == ["epochs: 1 -> 2"]
+    assert changed_keys({}, {"model": {"args": {"x": 1}}}) == ["model.args.x: None -> 1"]
+    for key in FREE_ON_RESUME:
+        section, _, inner = key.partition(".")
+        assert key in KEYS
+        assert changed_keys({section: {inner: 1}}, {section: {inner: 2}}) == []

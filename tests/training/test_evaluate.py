@@ -109,14 +109,19 @@ def test_time_steps_and_attention_are_those_of_the_training_or_it_is_said(config
     time_steps = f"model.T: 1, but {path} was trained with 2\n"
     ssa = f"model.ssa: fixed, but {path} was trained with original\n"
     results = run_test(config, path)
+    assert (results["T"], results["ssa"]) == (2, "original")
+    out = capsys.readouterr().out
+    assert f"configuration: the one recorded in {path}\n" in out and "model." not in out
+    given = ("--config", str(config))
+    results = run_test(config, path, *given)
     assert (results["T"], results["ssa"]) == (1, "fixed")  # as configured
     out = capsys.readouterr().out
     assert out.count(time_steps) == out.count(ssa) == 1
     for asked in (["--ssa", "both"], ["--ssa", "fixed"]):
-        run_test(config, path, *asked)
+        run_test(config, path, *given, *asked)
         out = capsys.readouterr().out
         assert out.count(time_steps) == 1 and "model.ssa" not in out
-    run_test(config, path, "--time_steps", "1")
+    run_test(config, path, *given, "--time_steps", "1")
     out = capsys.readouterr().out
     assert ssa in out and "model.T" not in out
     run_test(config, path, "--model.T=2", "--model.ssa=original")

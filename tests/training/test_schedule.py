@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qkformer.training.cli import parse_train
+from qkformer.training.command_line import parse_train
 from qkformer.training.schedule import SCHEDULES, ScheduleConfig, create_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
