@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from qkformer.training.loop import train_one_epoch
+from qkformer.training.session import run_training
 from torch.utils.data import TensorDataset
 
 import qkformer
@@ -25,10 +27,8 @@ from qkformer.training.config import KEYS, SECTIONS, ConfigError
 from qkformer.training.distributed import World
 from qkformer.training.environment import count_parameters
 from qkformer.training.learner import Learner
-from qkformer.training.loop import train_one_epoch
 from qkformer.training.model import create_model
 from qkformer.training.schedule import create_schedule
-from qkformer.training.session import run_training
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo_digits.yml"

@@ -142,7 +142,7 @@ def _recorded(checkpoint: Path) -> tuple[dict[str, Any], str] | None:
     """What a checkpoint of ours was trained with, and what to say of it; None for others."""
     values, unknown = {}, []
     with naming(checkpoint):
-        for key, value in flat(recorded_config(read_checkpoint(checkpoint))).items():
+        for key, value in flat(recorded_config(read_checkpoint(checkpoint, mmap=True))).items():
             if key not in KEYS and not key.startswith("model.args."):
                 unknown += [key] * _acts_in_testing(key)
             elif _acts_in_testing(key):

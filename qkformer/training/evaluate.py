@@ -131,7 +131,6 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
         raise ConfigError(f"--checkpoint {options.checkpoint}: no such file")
     with joined(alone, device) as world:
         world.first(lambda: _make_folder(options.output))
-        world.say(options.source)
         configs = _configs(config, options.ssa)
         world.say(options.source, *_check(configs, options))
         world.say(*precision_remarks(config.compute.precision, device))

@@ -12,7 +12,7 @@ import yaml
 
 from qkformer.data import registry
 from qkformer.neurons.cuda import loader
-from qkformer.training import run
+from qkformer.training import main
 from qkformer.training.command_line import (
     TESTED_SECTIONS,
     TRAINING_ONLY,
@@ -486,7 +486,7 @@ def test_nonsense_in_a_file_names_the_file_the_key_and_what_would_do(parse, text
 )
 def test_nonsense_on_the_command_line_is_one_line_and_status_2(tmp_path, capsys, argv, message):
     with pytest.raises(SystemExit) as stop:
-        run.train(DEMO, ["--output", str(tmp_path / "run"), *argv])
+        main.train(DEMO, ["--output", str(tmp_path / "run"), *argv])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error
@@ -538,7 +538,7 @@ def test_a_file_without_required_keys_names_them(write):
 )
 def test_what_model_or_data_refuse_is_one_line_too(tmp_path, capsys, option, message):
     with pytest.raises(SystemExit) as stop:
-        run.train(DEMO, ["--output", str(tmp_path), "--device", "cpu", option])
+        main.train(DEMO, ["--output", str(tmp_path), "--device", "cpu", option])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error
@@ -550,7 +550,7 @@ def test_nothing_is_loaded_for_a_configuration_that_makes_no_sense(tmp_path, mon
         registry.DATASETS, "digits", lambda *_, **__: pytest.fail("data was loaded")
     )
     with pytest.raises(SystemExit):
-        run.train(DEMO, ["--output", str(tmp_path), "--optimizer.lr", "0"])
+        main.train(DEMO, ["--output", str(tmp_path), "--optimizer.lr", "0"])
 
 
 # ---------------------------------------------------------------------------------------- testing
