@@ -87,7 +87,7 @@ def load_data(
     if training:
         kept, held = held_out(source.train, config.val_fraction)
         train = Samples(source.train, train_transform, kept)
-        validation = Samples(source.train, still_transform, held) if held else None
+        validation = Samples(source.train, still_transform, held) if len(held) else None
     return Data(
         train=train,
         validation=validation,
