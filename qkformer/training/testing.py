@@ -139,8 +139,9 @@ def _test(
         world.say(f"{options.checkpoint} has averaged weights too: --weights ema tests them")
     if model.ssa == "original":
         world.say(
-            f"ssa original: these numbers hold for batches of {config.data.batch_size} in this "
-            "order; a sample's output depends on the others of its batch"
+            "ssa original: these numbers hold for batches of "
+            f"{config.data.evaluation_batch_size} in this order; a sample's output depends on the "
+            "others of its batch"
         )
     return results
 
@@ -162,5 +163,5 @@ def _facts(config: Config, data: Data, model: SpikingTransformer) -> dict[str, A
         "T": model.T,
         "ssa": model.ssa,
         "input_size": [data.in_chans, config.data.image_size, config.data.image_size],
-        "batch_size": config.data.batch_size,
+        "batch_size": config.data.evaluation_batch_size,
     }
