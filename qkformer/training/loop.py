@@ -36,9 +36,8 @@ def train_one_epoch(
     loader: DataLoader,
     *,
     epoch: int,
-    augment: Callable[[Tensor], Tensor],
+    augment: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
     learning_rate: Callable[[float], float],
-    mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
     on_damaged: str = "error",
     progress: EpochProgress | None = None,
     world: World = ALONE,
@@ -49,9 +48,9 @@ def train_one_epoch(
     Args:
         loader: From qkformer.data.loaders.training_loader.
         epoch: Index of this epoch, from 0.
-        augment: Samples on the device, as loaded -> augmented input of the model.
+        augment: Samples on the device, as loaded, class indices, epoch -> augmented input of the
+            model, class indices or probabilities.
         learning_rate: Epochs behind us (a fraction inside an epoch) -> learning rate.
-        mix: Input, class indices, epoch -> mixed input, probabilities of the classes [B, classes].
         on_damaged: What becomes of samples that cannot be read: error or skip.
         progress: Where the epoch was interrupted; None at its start.
 
@@ -75,9 +74,9 @@ def train_one_epoch(
             rate = learning_rate(epoch + batches_done / (sampler.size // sampler.together))
             step = Step(rate)
             for part, batch in enumerate(islice(batches, sampler.accumulation), start=1):
-                samples = augment(batch.samples.to(device, non_blocking=True))
+                samples = batch.samples.to(device, non_blocking=True)
                 labels = batch.targets.to(device, non_blocking=True)
-                samples, targets = mix(samples, labels, epoch) if mix else (samples, labels)
+                samples, targets = augment(samples, labels, epoch)
                 last_part = part == sampler.accumulation
                 loss, logits = learner.backward(samples, targets, exchange=last_part)
                 step.losses.append(loss)

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from qkformer.checkpoint.load import load_checkpoint
 from qkformer.data.loaders import evaluation_loader, training_loader
-from qkformer.data.mixup import Mixup
 from qkformer.data.registry import Data, load_data
 from qkformer.files import remove_leftovers, write_text
 from qkformer.training.cli import TrainOptions
@@ -125,7 +124,6 @@ def _epoch(
 ) -> dict[str, Any]:
     """Train on (the rest of) an epoch, test; the epoch's metrics."""
     config, learner, world = keeper.config, keeper.learner, keeper.world
-    augmentation = config.augmentation
     peak = config.optimizer.peak_lr(config.samples_per_step(world.size))
     progress = train_one_epoch(
         learner,
@@ -133,7 +131,6 @@ def _epoch(
         epoch=epoch,
         augment=data.augment.to(learner.device),
         learning_rate=create_schedule(config.schedule, peak, config.epochs),
-        mix=Mixup(augmentation, data.num_classes) if augmentation.mixup_alpha else None,
         on_damaged=config.data.on_damaged,
         progress=keeper.state.progress,
         world=world,

@@ -50,6 +50,10 @@ def prepare(images):
     return images.double() / 255
 
 
+def augment(images, labels, epoch):
+    return prepare(images), labels
+
+
 def loader(batch_size=4, size=22, **options):
     return training_loader(Samples(data(size)), section(batch_size), CPU, seed=0, **options)
 
@@ -75,9 +79,8 @@ def train(learner, batches=None, epoch=0, rate=lambda _: 0.1, **options):
         learner,
         batches or loader(),
         epoch=epoch,
-        augment=prepare,
         learning_rate=rate,
-        **options,
+        **{"augment": augment, **options},
     )
 
 
@@ -169,24 +172,24 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights():
     one.precision = "bf16"
     dtypes = []
     one.model.linear.register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
-    progress = train_one_epoch(
-        one, loader(), epoch=0, augment=lambda x: x.float() / 255, learning_rate=lambda _: 0.01
-    )
+    progress = train(one, augment=lambda x, y, _: (x.float() / 255, y), rate=lambda _: 0.01)
     assert set(dtypes) == {torch.bfloat16}
     assert one.model.linear.weight.dtype == torch.float32
     assert math.isfinite(metrics(progress)["train_loss"])
 
 
-def test_mixing_gets_samples_labels_and_epoch_and_gives_soft_targets():
+def test_augmentation_gets_samples_labels_and_epoch_and_may_give_soft_targets():
     calls = []
 
     def mix(samples, labels, epoch):
         calls.append((samples.dtype, labels.dtype, epoch))
-        return samples * 0, torch.full((len(labels), CLASSES), 1 / CLASSES, dtype=torch.float64)
+        return samples.double() * 0, torch.full(
+            (len(labels), CLASSES), 1 / CLASSES, dtype=torch.float64
+        )
 
     one = learner()
-    progress = train(one, epoch=6, mix=mix, rate=lambda _: 0.0)
-    assert calls == [(torch.float64, torch.int64, 6)] * 5
+    progress = train(one, epoch=6, augment=mix, rate=lambda _: 0.0)
+    assert calls == [(torch.uint8, torch.int64, 6)] * 5
     logits = one.model.linear.bias.log_softmax(0)
     assert metrics(progress)["train_loss"] == pytest.approx(-logits.mean().item())
 

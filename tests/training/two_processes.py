@@ -80,7 +80,7 @@ def trained(world, *, batch_size, accumulation=1, frozen=False, epochs=2, compil
             learner,
             loader,
             epoch=epoch,
-            augment=prepare,
+            augment=lambda images, labels, _: (prepare(images), labels),
             learning_rate=lambda _: 0.1,
             world=world,
         )
