@@ -156,7 +156,8 @@ def _augment(config: DataConfig, device: torch.device) -> Step:
     augment = load_data(config, RECIPE).augment.to(device)
     shape = (config.batch_size, 3, config.image_size, config.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
-    return lambda: augment(images.to(device))
+    labels = torch.zeros(config.batch_size, dtype=torch.long, device=device)
+    return lambda: augment(images.to(device), labels, epoch=0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import errno
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
     import msvcrt
+
+
+SECONDS_BEFORE_FIRST_LINE, SECONDS_BETWEEN_LINES = 5, 60  # of a process that waits
 
 
 class FileError(RuntimeError):
@@ -40,27 +44,30 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
     except BaseException as error:
         with suppress(OSError):  # it may never have been there; the first error is the one to tell
             temporary.unlink()
         if isinstance(error, OSError):
             raise FileError(f"cannot write {path}: {first_sentence(error)}") from error
         raise
-    _sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut (POSIX; Windows cannot open folders)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name: even after a power cut it is there whole or not at all.
+
+    Raises:
+        OSError: it cannot be written to the disk or renamed.
+    """
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    with suppress(OSError):  # Windows cannot open folders, some file systems cannot write them
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # where the name is
+        finally:
+            os.close(folder)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -73,25 +80,6 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     """Delete the temporary files of writers that were killed. Only for the folder's one writer."""
     for leftover in Path(folder).glob(".*." + "[0-9a-f]" * 8 + ".tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def append_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
-    """Add lines to a file of text, each whole, also where other processes add theirs.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
-    path = Path(path)
-    lock = Lock(path.with_name(f".{path.name}.lock"))
-    try:
-        while not lock.take():
-            time.sleep(0.05)
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-        write_text(path, before + "".join(f"{line}\n" for line in lines))
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {first_sentence(error)}") from error
-    finally:
-        lock.release()
 
 
 class Lock:
@@ -110,7 +98,9 @@ class Lock:
         self._file: BinaryIO | None = None
 
     def take(self) -> bool:
-        """Whether the lock is now this process's; also where the file system knows no locks.
+        """Whether the lock is now this process's.
+
+        Where the file system knows no locks, a warning says so, and it is.
 
         Raises:
             OSError: the file cannot be created.
@@ -126,6 +116,13 @@ class Lock:
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 file.close()
                 return False
+            reason = first_sentence(error)
+            # the same words are shown once, whoever asks how often
+            warnings.warn(
+                f"{self.path.parent}: files cannot be locked there ({reason}), so that nothing "
+                "keeps another process from writing at the same time",
+                stacklevel=2,
+            )
         self._file = file
         return True
 
@@ -134,3 +131,41 @@ class Lock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+@contextmanager
+def one_at_a_time(path: str | os.PathLike, task: str) -> Iterator[None]:
+    """One process after the other: the others wait, and after a while say for what.
+
+    Args:
+        path: File to lock, which is created and stays.
+        task: What the one is doing: "prepares /data/gesture".
+
+    Raises:
+        OSError: the file cannot be created.
+    """
+    lock, start, next_line = Lock(path), time.monotonic(), SECONDS_BEFORE_FIRST_LINE
+    while not lock.take():
+        time.sleep(0.1)
+        if time.monotonic() - start > next_line:
+            print(f"waiting for another process that {task}", flush=True)
+            next_line += SECONDS_BETWEEN_LINES
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def append_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Add lines to a file of text, each whole, also where other processes add theirs.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        with one_at_a_time(path.with_name(f".{path.name}.lock"), f"writes {path}"):
+            before = path.read_text(encoding="utf-8") if path.exists() else ""
+            write_text(path, before + "".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {first_sentence(error)}") from error

@@ -19,7 +19,6 @@ import qkformer
 from qkformer.checkpoint.io import read_checkpoint
 from qkformer.data import registry
 from qkformer.data.loaders import training_loader
-from qkformer.data.mixup import Mixup
 from qkformer.data.registry import load_data
 from qkformer.data.source import EventData, ImageData
 from qkformer.training.command_line import TrainOptions, parse_train
@@ -393,9 +392,6 @@ def test_two_steps_of_training_change_the_weights(file, monkeypatch):
         epoch=0,
         augment=data.augment,
         learning_rate=create_schedule(config.schedule, peak, config.epochs),
-        mix=Mixup(config.augmentation, data.num_classes)
-        if config.augmentation.mixup_alpha
-        else None,
     )
     assert (progress.steps, progress.batches) == (2, 2 * accumulation)
     assert progress.seen == 4 * accumulation

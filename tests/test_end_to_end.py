@@ -57,15 +57,8 @@ CASES = [
     Case("imagenet", lambda root: write_imagenet(root, val=5), TORCHRUN, False, 15, IMAGENET),
     Case("cifar10", write_cifar10, [], True, 20, CIFAR),
     Case("cifar100", write_cifar100, LAUNCH, True, 100, CIFAR),
-    Case(
-        "dvs128-gesture",
-        lambda root: write_dvs128_gesture(root, train=("user01_led",), test=("user24_led",)),
-        TORCHRUN,
-        True,
-        12,
-        EVENTS,
-    ),
-    Case("cifar10-dvs", lambda root: write_cifar10_dvs(root, per_class=2), [], False, 10, EVENTS),
+    Case("dvs128-gesture", write_dvs128_gesture, TORCHRUN, True, 12, EVENTS),
+    Case("cifar10-dvs", write_cifar10_dvs, [], False, 10, EVENTS),
 ]
 
 

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 import pytest
 
 from qkformer import files
-from qkformer.files import Lock, remove_leftovers, write_text
+from qkformer.files import Lock, one_at_a_time, remove_leftovers, write_text
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path):
@@ -17,6 +17,19 @@ def test_text_is_written_whole_or_not_at_all(tmp_path):
         write_text(path, "half \ud800")
     assert path.read_text(encoding="utf-8") == "é: 1\n"
     assert os.listdir(tmp_path) == ["config.yml"]
+
+
+def test_a_file_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    done = []
+
+    def noting(name):
+        function = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args: done.append(name) or function(*args))
+
+    noting("fsync")
+    noting("replace")
+    write_text(tmp_path / "config.yml", "seed: 1\n")
+    assert done == ["fsync", "replace", "fsync"]  # the content, the name, the folder
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
@@ -67,4 +80,40 @@ def test_where_a_file_system_knows_no_locks_there_is_none(tmp_path, monkeypatch)
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(files.fcntl, "lockf", unsupported)
-    assert Lock(tmp_path / "lock").take()
+    with pytest.warns(UserWarning, match=f"{tmp_path}: files cannot be locked there"):
+        assert Lock(tmp_path / "lock").take()
+
+
+def test_others_wait_for_their_turn_and_say_so(tmp_path, monkeypatch, capsys):
+    processes = get_context("fork")
+    held, done = processes.Event(), processes.Event()
+    other = processes.Process(target=hold, args=(tmp_path / "lock", held, done), daemon=True)
+    other.start()
+    assert held.wait(60)
+    monkeypatch.setattr(files, "SECONDS_BEFORE_FIRST_LINE", 0)
+    said = []
+
+    def sleep(_):
+        said.append(capsys.readouterr().out)
+        if len(said) == 3:
+            done.set()
+            other.join()
+
+    monkeypatch.setattr(files.time, "sleep", sleep)
+    with one_at_a_time(tmp_path / "lock", "prepares data"):
+        assert "".join(said) == "waiting for another process that prepares data\n"
+        assert not another_process_gets(tmp_path / "lock")
+    assert another_process_gets(tmp_path / "lock")
+
+
+def another_process_gets(path):
+    processes = get_context("fork")
+    got = processes.Value("b")
+
+    def take():
+        got.value = Lock(path).take()
+
+    other = processes.Process(target=take)
+    other.start()
+    other.join()
+    return bool(got.value)

@@ -1,10 +1,8 @@
 """CIFAR10 and CIFAR100, from the files they are distributed as."""
 
 import codecs
-import fcntl
 import hashlib
 import io
-import os
 import pickle
 import tarfile
 import tempfile
@@ -21,6 +19,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from qkformer.data.source import DataConfig, DataError, ImageData, data_root
+from qkformer.files import one_at_a_time, publish
 from qkformer.text import one_line, some_of
 
 # CIFAR10's; the published runs normalise CIFAR100 with them too
@@ -109,8 +108,7 @@ def _unpack(root: Path, files: type[CIFAR10], download: bool) -> None:
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with open(root / f".{files.filename}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one fetches, the others wait
+        with one_at_a_time(root / f".{files.filename}.lock", f"unpacks {archive}"):
             missing = _missing(folder, files)
             if not missing:
                 return
@@ -125,7 +123,7 @@ def _unpack(root: Path, files: type[CIFAR10], download: bool) -> None:
             with tempfile.TemporaryDirectory(dir=root) as unpacked:
                 extract_archive(archive, unpacked)
                 for name in missing:  # file by file, each whole or not at all
-                    os.replace(Path(unpacked, files.base_folder, name), folder / name)
+                    publish(Path(unpacked, files.base_folder, name), folder / name)
     except DataError:
         raise
     # a RuntimeError is how torchvision reports a download with another md5 sum

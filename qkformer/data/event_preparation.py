@@ -10,11 +10,7 @@ A stage is made only when what comes after it is missing or incomplete.
 import errno
 import os
 import shutil
-import struct
-import tarfile
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,19 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from qkformer.data.event_formats import EventFormat, Piece
-from qkformer.data.event_stages import Stage, complete, only_one, publish, replacing
+from qkformer.data.event_stages import Stage, complete
+from qkformer.data.samples import DAMAGE, DAMAGE_OR_BUG
 from qkformer.data.source import DataError
+from qkformer.files import FileError, one_at_a_time, publish, replacing
 from qkformer.text import one_line
 
 SIZE = 128  # height and width of both data sets, in pixels
 THREADS = min(8, os.cpu_count() or 1)
-# What archives, NumPy's files and SpikingJelly's parsers raise where bytes are damaged or missing.
-# OSError is not among them: a full disk is no damage.
-DAMAGE = (
-    ValueError, KeyError, IndexError, EOFError, SyntaxError, RuntimeError, OverflowError,
-    MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError,
-    tokenize.TokenError,
-)  # fmt: skip
 
 
 def prepare_frames(root: Path, format: EventFormat, T: int) -> Path:
@@ -54,13 +45,14 @@ def prepare_frames(root: Path, format: EventFormat, T: int) -> Path:
 
     Raises:
         DataError: recordings are missing or damaged, or the folder cannot be written to.
+        FileError: a file cannot be written, as on a full disk.
     """
     preparation = Preparation(root, format, T)
     if preparation.frames.finished():
         return preparation.frames.folder
     try:
         if root.is_dir():
-            with only_one(root):
+            with one_at_a_time(root / ".preparation.lock", f"prepares {root}"):
                 preparation.make_frames()
         else:
             preparation.say_what_is_missing(list(format.archives()))
@@ -147,8 +139,9 @@ class Preparation:
             with self._blaming(archive):
                 for name, _, opener in self.format.members(archive):
                     if name in todo:
-                        with replacing(folder / name) as path, open(path, "wb") as target:
-                            shutil.copyfileobj(opener(), target, 1 << 20)
+                        content = opener().read()
+                        with replacing(folder / name) as target:
+                            target.write(content)
                         todo.discard(name)
                         yield len(missing) - len(todo)
 
@@ -157,8 +150,8 @@ class Preparation:
         """Say which archive is damaged. Their checksums are checked as they are read."""
         try:
             yield
-        except (*DAMAGE, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+        except (*DAMAGE, *DAMAGE_OR_BUG, OSError) as error:
+            if isinstance(error, FileError) or getattr(error, "errno", None) is not None:
                 raise  # the disk; gzip's own errors have no number
             raise DataError(
                 f"data.root: {archive} is damaged ({one_line(error)}); get it again: "
@@ -183,7 +176,7 @@ class Preparation:
             (work / "events").mkdir()
             try:
                 self.format.library().create_raw_from_extracted(work / "view", work / "events")
-            except DAMAGE as error:
+            except (*DAMAGE, *DAMAGE_OR_BUG) as error:
                 source = next(path for path in piece.view.values() if isinstance(path, Path))
                 raise DataError(
                     f"data.root: cannot convert {source}, or what was to be converted with it: "
@@ -212,11 +205,11 @@ class Preparation:
             with np.load(source) as file:
                 events = {key: file[key] for key in "txyp"}
             frames = integrate_events_by_fixed_frames_number(events, "number", self.T, SIZE, SIZE)
-        except DAMAGE as error:
+        except (*DAMAGE, *DAMAGE_OR_BUG) as error:
             raise DataError(f"data.root: {source} is damaged: {one_line(error)}") from error
         # a quarter of the bytes to read in every epoch; too large counts are left for the reader
         dtype = np.int16 if frames.max() <= np.iinfo(np.int16).max else np.int64
-        with replacing(folder / name) as path, open(path, "wb") as file:
+        with replacing(folder / name) as file:
             np.savez_compressed(file, frames=frames.astype(dtype))
 
 

@@ -1,18 +1,14 @@
 """Folders that are made once, file by file: complete or continued, never mistaken for complete."""
 
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qkformer.console import SECONDS_BETWEEN_LINES, Progress
+from qkformer.console import Progress
 from qkformer.data.source import DataError
-
-SECONDS_BEFORE_FIRST_LINE = 5  # of a process that waits
+from qkformer.files import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -116,6 +112,7 @@ def complete(
             stage.folder.rename(stage.partial)
         for name in stage.subfolders:
             (stage.partial / name).mkdir(parents=True, exist_ok=True)
+            remove_leftovers(stage.partial / name)  # of a process that was killed
         missing = [name for name in wanted if not whole(name, stage.partial / name)]
         print(f"making {stage.folder}: {len(missing)} files", flush=True)
         with Progress(len(missing), stage.folder.name, unit="file") as progress:
@@ -123,42 +120,3 @@ def complete(
                 progress.show(done)
         stage.partial.rename(stage.folder)
     stage.declare_finished()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path; what the block wrote there takes the place of `path` when it ends well."""
-    temporary = path.with_name(f"{path.name}.tmp")  # left behind by a kill, the next try uses it
-    yield temporary
-    publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, so that even after a power cut it is there whole or not."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """One process after the other: the others wait, and say so after a while.
-
-    The operating system lets go of the lock when its holder dies, however that happens.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    with open(folder / ".preparation.lock", "a") as file:
-        start = time.monotonic()
-        next_line = SECONDS_BEFORE_FIRST_LINE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.1)
-            if time.monotonic() - start > next_line:
-                print(f"waiting for another process that prepares {folder}", flush=True)
-                next_line += SECONDS_BETWEEN_LINES
-        yield

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from qkformer.data.augmentation import AugmentationConfig
-from qkformer.data.image_transforms import random_shift
+from qkformer.data.image_transforms import random_shift, send
+from qkformer.data.mixup import Mixup
 from qkformer.data.source import DataError
 
 MAGNITUDES = 31  # steps from the least to the most of an operation
@@ -50,17 +51,18 @@ class EventFrames(nn.Module):
 
 
 class EventAugmentation(nn.Module):
-    """Random flip, operation and shift of every sample, the same for all of its frames.
+    """Random flip, operation and shift of every sample, the same for all of its frames; then mixup.
 
     The operation is one of `OPERATIONS`, all equally likely, with one of 31 equally likely
     magnitudes: the augmentation of QKFormer's release for event data. Moves are in pixels of the
-    frames as stored; only then are the counts summed to `image_size`. Draws from the CPU's global
-    random numbers, so that a seed does the same on every device.
+    frames as stored; only then are the counts summed to `image_size`, and mixed. Draws from the
+    CPU's global random numbers, so that a seed does the same on every device.
 
     Args:
-        augmentation: The `augmentation` section; its mixup keys are not applied here.
+        augmentation: The `augmentation` section.
         stored: Height and width of the frames as stored, in pixels.
         image_size: Height and width of the frames as the model takes them.
+        num_classes: Number of classes.
 
     Input: int16 [B, T, C, stored, stored]. Output: float32 [B, T, C, image_size, image_size].
 
@@ -68,27 +70,28 @@ class EventAugmentation(nn.Module):
         DataError: a key that does not act on event frames.
     """
 
-    def __init__(self, augmentation: AugmentationConfig, stored: int, image_size: int) -> None:
+    def __init__(
+        self, augmentation: AugmentationConfig, stored: int, image_size: int, num_classes: int
+    ) -> None:
         super().__init__()
         _check_that_every_key_acts(augmentation)
         self.hflip, self.shift = augmentation.hflip, augmentation.shift
         self.operations = augmentation.auto_augment is not None
         self.frames = EventFrames(stored, image_size)
-        # on the CPU, where the random numbers are: what was drawn goes to the device in one copy
-        self._inverse = operation_matrices()
+        self.mix = Mixup(augmentation, num_classes)
+        self._inverse = operation_matrices()  # stays on the CPU, where the random numbers are
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Class indices [B] -> class indices, or probabilities [B, classes] with mixup."""
         if self.hflip:
-            flipped = torch.rand(len(frames)) < self.hflip
-            frames = torch.where(
-                flipped.to(frames.device).view(-1, 1, 1, 1, 1), frames.flip(-1), frames
-            )
+            flipped = send(torch.rand(len(frames), 1, 1, 1, 1) < self.hflip, frames.device)
+            frames = torch.where(flipped, frames.flip(-1), frames)
         if self.operations:
             frames = self._operate(frames)
         if self.shift:
             merged = frames.flatten(1, 2)  # one move for all frames of a sample
             frames = random_shift(merged, self.shift).view_as(frames)
-        return self.frames(frames)
+        return self.mix(self.frames(frames), labels, epoch)
 
     def _operate(self, frames: Tensor) -> Tensor:
         batch, *_, height, width = frames.shape
@@ -97,8 +100,8 @@ class EventAugmentation(nn.Module):
         magnitude = torch.randint(MAGNITUDES, (batch,))
         squares = random_squares(batch, height, width)
         squares[operation != OPERATIONS.index("cutout"), 2] = 0
-        frames = warp(frames, self._inverse[operation, magnitude].to(frames.device))
-        return cutout(frames, squares.to(frames.device))
+        frames = warp(frames, send(self._inverse[operation, magnitude], frames.device))
+        return cutout(frames, send(squares, frames.device))
 
     def extra_repr(self) -> str:
         return f"hflip={self.hflip}, operations={self.operations}, shift={self.shift}"

@@ -1,7 +1,7 @@
 """Data sets recorded with event cameras: DVS128 Gesture and CIFAR10-DVS."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from qkformer.data.event_formats import CIFAR10_CLASSES, CIFAR10_DVS, DVS128_GESTURE, EventFormat
 from qkformer.data.event_preparation import SIZE, prepare_frames
+from qkformer.data.samples import DAMAGE_OR_BUG, LabelledPaths
 from qkformer.data.source import DataConfig, DataError, EventData
 
 TEBN_TEST_SAMPLES = 100  # of every class
@@ -31,12 +32,12 @@ class FrameFiles(Dataset):
         As `read_frames`.
     """
 
-    def __init__(self, samples: Sequence[tuple[str, int]], T: int) -> None:
-        self.samples, self.T = list(samples), T
+    def __init__(self, samples: Iterable[tuple[str, int]], T: int) -> None:
+        self.samples, self.T = LabelledPaths(samples), T
 
     @property
-    def targets(self) -> list[int]:
-        return [label for _, label in self.samples]
+    def targets(self) -> np.ndarray:
+        return self.samples.labels
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -51,13 +52,12 @@ def read_frames(path: str | Path, T: int) -> Tensor:
 
     Raises:
         ValueError: the frames have another shape, or counts that int16 cannot hold.
-        One of `qkformer.data.samples.DAMAGE`: the file is missing or damaged.
+        OSError, or one of `qkformer.data.samples.DAMAGE`: the file is missing or damaged.
     """
     try:
         with np.load(path) as file:
             frames = file["frames"]
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        # what zipfile and NumPy raise when damage looks like encryption or a huge size
+    except DAMAGE_OR_BUG as error:
         raise ValueError(str(error)) from error
     if frames.shape != (T, 2, SIZE, SIZE):
         raise ValueError(f"expected frames of shape {(T, 2, SIZE, SIZE)}, found {frames.shape}")

@@ -12,6 +12,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 from torchvision.transforms.functional import to_pil_image
 
 from qkformer.data.augmentation import AugmentationConfig
+from qkformer.data.mixup import Mixup
 from qkformer.data.samples import seeded
 from qkformer.data.source import DataConfig, DataError
 from qkformer.text import one_line
@@ -104,33 +105,41 @@ def _to_pil(image: Image.Image | Tensor) -> Image.Image:
 
 
 class ImageAugmentation(nn.Module):
-    """A training batch on its device: uint8 [B, C, H, W] -> float [B, C, H, W].
+    """A training batch on its device: uint8 [B, C, H, W] -> float [B, C, H, W], and its targets.
 
-    Images move, are normalised, and lose a rectangle. Which images lose one, and where, is drawn
-    from Python's global random numbers; what takes its place from those of the batch's device.
+    Images move, are mixed, normalised, and lose a rectangle: the order of timm's loader, in which
+    no rectangle shows through another image. Which images lose one, and where, is drawn from
+    Python's global random numbers; what takes its place from those of the batch's device.
 
     Args:
-        augmentation: `shift`, `erasing_prob` and `erasing_mode`.
+        augmentation: `shift`, the keys of mixup, `erasing_prob` and `erasing_mode`.
         mean: Per channel, of images scaled to 0..1.
         std: Likewise.
+        num_classes: Number of classes.
     """
 
     def __init__(
-        self, augmentation: AugmentationConfig, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        augmentation: AugmentationConfig,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        num_classes: int,
     ) -> None:
         super().__init__()
-        self.shift = augmentation.shift
+        self.shift, self.mix = augmentation.shift, Mixup(augmentation, num_classes)
         self.erasing_prob, self.erasing_mode = augmentation.erasing_prob, augmentation.erasing_mode
         self.normalise = Normalise(mean, std)
 
-    def forward(self, images: Tensor) -> Tensor:
-        images = self.normalise(random_shift(images, self.shift))
+    def forward(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Class indices [B] -> class indices, or probabilities [B, classes] with mixup."""
+        images, targets = self.mix(random_shift(images, self.shift), labels, epoch)
+        images = self.normalise(images)
         if self.erasing_prob:  # built here, as it has to be told the device
             erase = RandomErasing(
                 self.erasing_prob, mode=self.erasing_mode, max_count=1, device=images.device
             )
             images = erase(images)
-        return images
+        return images, targets
 
 
 class Normalise(nn.Module):
@@ -169,9 +178,19 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
         return images
     batch, _, height, width = images.shape
     padded = nn.functional.pad(images, (pixels, pixels, pixels, pixels))
-    down, right = torch.randint(0, 2 * pixels + 1, (2, batch, 1)).to(images.device)
+    down, right = send(torch.randint(0, 2 * pixels + 1, (2, batch, 1)), images.device)
     rows = (down + torch.arange(height, device=images.device)).view(batch, 1, height, 1)
     columns = (right + torch.arange(width, device=images.device)).view(batch, 1, 1, width)
     sample = torch.arange(batch, device=images.device).view(batch, 1, 1, 1)
     channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
     return padded[sample, channel, rows, columns]
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Random numbers drawn on the CPU, on the device.
+
+    From memory that is not pinned, the CPU would wait until the GPU has done all it was given.
+    """
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

@@ -8,6 +8,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import is_image_file
 
+from qkformer.data.samples import LabelledPaths
 from qkformer.data.source import DataConfig, DataError, ImageData, data_root
 from qkformer.text import one_line, some_of
 
@@ -79,4 +80,6 @@ def _labelled_images(folder: Path) -> ImageFolder:
         raise DataError(
             f"data.root: {len(empty)} class folders of {folder} without images: {some_of(empty)}"
         )
+    images.samples = images.imgs = LabelledPaths(images.samples)
+    images.targets = images.samples.labels
     return images

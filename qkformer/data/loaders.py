@@ -155,7 +155,9 @@ def evaluation_loader(
     world_size: int = 1,
 ) -> DataLoader:
     """This process's share of the batches, every sample of the data set being in one share."""
-    batches = EvaluationBatches(len(dataset), config.batch_size, rank=rank, world_size=world_size)
+    batches = EvaluationBatches(
+        len(dataset), config.evaluation_batch_size, rank=rank, world_size=world_size
+    )
     return _loader(dataset, batches, config, device)
 
 
@@ -257,6 +259,7 @@ def _outlive_signals(leaving: Event, _worker: int) -> None:
 
     But where the main process exits, SIGTERM is how it ends workers that it could not ask to end.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: leaving.is_set() and os._exit(0))

@@ -41,8 +41,9 @@ class Data:
             testing was asked for.
         validation: Held-out training samples, treated as test samples; None without any.
         test: Likewise.
-        augment: A training batch on the device -> float input of the model.
-        prepare: Likewise for test batches.
+        augment: A training batch on the device, its class indices [B] and the epoch -> float input
+            of the model, and class indices [B] or probabilities [B, classes].
+        prepare: A test batch on the device -> float input of the model.
         num_classes: Number of classes.
         in_chans: Channels of the input.
     """
@@ -76,18 +77,20 @@ def load_data(
     source = DATASETS[config.name](config, T=T, training=training)
     if isinstance(source, EventData):
         train_transform = still_transform = None
-        augment = EventAugmentation(augmentation, source.size, config.image_size)
+        augment = EventAugmentation(
+            augmentation, source.size, config.image_size, source.num_classes
+        )
         prepare = EventFrames(source.size, config.image_size)
     else:
         train_transform = training_transform(augmentation, config, source.mean)
         still_transform = test_transform(config)
-        augment = ImageAugmentation(augmentation, source.mean, source.std)
+        augment = ImageAugmentation(augmentation, source.mean, source.std, source.num_classes)
         prepare = Normalise(source.mean, source.std)
     train = validation = None
     if training:
         kept, held = held_out(source.train, config.val_fraction)
         train = Samples(source.train, train_transform, kept)
-        validation = Samples(source.train, still_transform, held) if held else None
+        validation = Samples(source.train, still_transform, held) if len(held) else None
     return Data(
         train=train,
         validation=validation,

@@ -17,6 +17,7 @@ class DataConfig:
         download: Whether to fetch what is not there (cifar10, cifar100).
         image_size: Height and width, in pixels, at which images or frames enter the model.
         batch_size: Samples per batch, in every process; in training and in testing.
+        test_batch_size: Samples per batch in testing; null for batch_size.
         split: Of cifar10-dvs, which has none of its own. released: the last 10 % of each class are
             the test set; tebn: the first 100. Accuracies on the two cannot be compared.
         val_fraction: Share of the training samples held out, on which the best epoch is then
@@ -31,6 +32,7 @@ class DataConfig:
     name: str
     image_size: int
     batch_size: int
+    test_batch_size: int | None = None
     root: str | None = None
     download: bool = False
     split: Literal["released", "tebn"] | None = None
@@ -43,6 +45,8 @@ class DataConfig:
         for key in ("image_size", "batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: must be at least 1, got {getattr(self, key)}")
+        if self.evaluation_batch_size < 1:
+            raise ValueError(f"test_batch_size: must be at least 1, got {self.test_batch_size}")
         if self.workers < 0:
             raise ValueError(f"workers: must be 0 or more, got {self.workers}")
         if not 0 <= self.val_fraction < 1:
@@ -50,6 +54,11 @@ class DataConfig:
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct: must be in 0 < value <= 1, got {self.crop_pct}")
         self._check_that_every_key_acts()
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Samples per batch in testing, which under ssa="original" is part of the result."""
+        return self.batch_size if self.test_batch_size is None else self.test_batch_size
 
     def _check_that_every_key_acts(self) -> None:
         if self.download and self.name not in ("cifar10", "cifar100"):

@@ -148,7 +148,8 @@ def set_up(config: Config, options: TrainOptions, device: torch.device, world: W
         report = load_checkpoint(model, weights, skip_head=config.model.skip_head)
         world.say(f"starts from {report}")
     learner = Learner(model, config, device, world)
-    data.augment.to(device), data.prepare.to(device)
+    data.augment.to(device)
+    data.prepare.to(device)
     schedule = create_schedule(config.schedule, config.optimizer.peak_lr(samples), config.epochs)
     metric = f"{'ema_' if learner.ema else ''}{'val' if 'val' in tests else 'test'}_acc1"
     state = RunState(metric)

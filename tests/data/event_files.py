@@ -20,7 +20,7 @@ Events = dict[str, np.ndarray]  # t (microseconds), x, y, p
 def write_dvs128_gesture(
     root: str | Path,
     *,
-    train: Sequence[str] = ("user01_led", "user02_lab"),
+    train: Sequence[str] = ("user01_led",),
     test: Sequence[str] = ("user24_led",),
     events: int = 300,
     seed: int = 0,
@@ -74,7 +74,7 @@ def write_dvs128_gesture(
 
 
 def write_cifar10_dvs(
-    root: str | Path, per_class: int | Iterable[int] = 4, *, events: int = 300, seed: int = 0
+    root: str | Path, per_class: int | Iterable[int] = 2, *, events: int = 300, seed: int = 0
 ) -> dict[str, Events]:
     """Write root/download/{airplane,automobile,..}.zip.
 

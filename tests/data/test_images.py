@@ -1,6 +1,7 @@
 """CIFAR and ImageNet: read as torchvision reads them; what is wrong is said in a line."""
 
 import hashlib
+import multiprocessing
 import os
 import pickle
 import re
@@ -8,7 +9,6 @@ import shutil
 import struct
 import tarfile
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from image_files import cifar_images, write_cifar10, write_cifar100, write_imagenet
 from PIL import Image
-from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
 from qkformer.data import cifar
 from qkformer.data.cifar import cifar10, cifar100
 from qkformer.data.imagenet import imagenet
+from qkformer.data.samples import LabelledPaths
 from qkformer.data.source import DataConfig, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*training and .* test images")
@@ -215,21 +216,28 @@ def test_a_damaged_archive_is_said_to_be(tmp_path, monkeypatch):
 
 
 def test_of_many_processes_one_fetches(tmp_path, monkeypatch, server):
-    # threads are as good: flock tells openings of a file apart, not processes
     serve(monkeypatch, CIFAR10, write_cifar10(tmp_path / "server"), server)
-    fetched = []
-    download = cifar.download_url
+    root, processes = tmp_path / "new" / "data", multiprocessing.get_context("fork")
+    start, fetched, download = processes.Barrier(4), processes.Value("i"), cifar.download_url
 
     def counted(*args):
-        fetched.append(args)
+        with fetched.get_lock():
+            fetched.value += 1
         download(*args)
 
     monkeypatch.setattr(cifar, "download_url", counted)
-    root = tmp_path / "new" / "data"
-    with ThreadPoolExecutor(8) as pool:
-        loaded = list(pool.map(lambda _: cifar10(config(root, download=True)), range(8)))
-    assert len(fetched) == 1
-    assert all(len(data.train) == 100 for data in loaded)
+
+    def load():
+        start.wait()
+        assert len(cifar10(config(root, download=True)).train) == 100
+
+    loading = [processes.Process(target=load) for _ in range(4)]
+    for process in loading:
+        process.start()
+    for process in loading:
+        process.join()
+    assert [process.exitcode for process in loading] == [0] * 4
+    assert fetched.value == 1
 
 
 def test_download_leaves_files_alone_that_are_there(tmp_path, monkeypatch, server):
@@ -258,6 +266,11 @@ def test_imagenet_is_a_folder_per_class(tmp_path):
     assert (data.num_classes, data.in_chans) == (3, 3)
     assert (len(data.train), len(data.test)) == (24, 12)
     assert data.train.class_to_idx == data.test.class_to_idx
+    for part, images in (("train", data.train), ("val", data.test)):
+        expected = ImageFolder(tmp_path / part)
+        assert isinstance(images.samples, LabelledPaths)  # a million in little memory
+        assert list(images.samples) == list(images.imgs) == expected.samples
+        assert images.targets.tolist() == expected.targets
     image, label = data.train[23]
     assert (image.mode, image.size, label) == ("RGB", (48, 40), 2)
     assert np.bincount(data.test.targets).tolist() == [4, 4, 4]

@@ -1,8 +1,10 @@
 """Samples: what a key yields depends on the key alone; damage has a name, bugs stay bugs."""
 
+import gc
 import os
 import random
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.image_transforms import training_transform
 from qkformer.data.imagenet import imagenet
-from qkformer.data.samples import Damaged, Samples, held_out, seeded
+from qkformer.data.samples import Damaged, LabelledPaths, Samples, held_out, seeded
 from qkformer.data.source import DataConfig, DataError
 
 
@@ -109,6 +111,21 @@ def test_global_random_numbers_go_on_as_if_nothing_had_been_drawn():
     assert torch.equal(draw(), expected[1])
 
 
+def test_in_loading_processes_random_numbers_are_not_put_back():
+    """Nothing else draws there, and it takes several times as long as all the rest."""
+
+    class Drawn(Numbers):
+        def __getitem__(self, index):
+            return draw(), 0  # outside of the transform: what the sample before left
+
+    samples = Samples(Drawn(), lambda sample: torch.stack([sample, draw()]))
+    loader = DataLoader(samples, batch_size=None, sampler=[(0, 3), (1, 4)], num_workers=1)
+    for (_, transformed), (after, _) in pairwise(sample for sample, _ in loader):
+        with seeded(3):
+            assert torch.equal(transformed, draw())
+            assert torch.equal(after, draw())
+
+
 def test_global_random_numbers_survive_an_error():
     disturb(0)
     before = global_state()
@@ -138,6 +155,15 @@ def test_indices_choose_samples():
     assert len(samples) == 2
     assert samples[0, 0] == (7, 0)
     assert samples[1, 0] == (3, 0)
+
+
+def test_paths_are_a_list_that_loading_processes_do_not_copy():
+    samples = [("a/b.png", 0), ("ä/\udcff/long name.JPEG", 70_000), ("a", 3)]
+    held = LabelledPaths(samples)
+    assert list(held) == samples and len(held) == 3 and held[-1] == samples[-1]
+    assert [type(value) for value in held[1]] == [str, int]
+    assert not any(gc.is_tracked(value) for value in gc.get_referents(vars(held)))
+    assert list(LabelledPaths([])) == []
 
 
 def test_labels_are_python_integers():
@@ -235,20 +261,20 @@ def test_every_class_holds_out_its_share():
     labels = source.tensors[1]
     assert labels[held].bincount().tolist() == [10, 4, 6, 1]
     assert labels[kept].bincount().tolist() == [90, 36, 54, 9]
-    assert sorted(kept + held) == list(range(210))
-    assert held == sorted(held) and kept == sorted(kept)
-    assert all(type(index) is int for index in kept + held)
+    assert sorted([*kept, *held]) == list(range(210))
+    assert (np.diff(held) > 0).all() and (np.diff(kept) > 0).all()
 
 
 def test_the_samples_held_out_are_always_the_same_and_no_pattern():
     source = labelled(50, 50)
-    first = held_out(source, 0.2)
+    kept, held = held_out(source, 0.2)
     disturb(3)
-    assert held_out(source, 0.2) == first
-    held = source.tensors[1][first[1]]
-    assert held.tolist() != sorted(held.tolist())
-    places = [np.flatnonzero(source.tensors[1] == c).tolist() for c in (0, 1)]
-    assert {places[0].index(i) for i in first[1] if i in places[0]} != set(range(10))
+    for before, after in zip((kept, held), held_out(source, 0.2), strict=True):
+        assert np.array_equal(before, after)
+    labels = source.tensors[1]
+    assert labels[held].tolist() != sorted(labels[held].tolist())
+    places = np.flatnonzero(labels == 0).tolist()
+    assert {places.index(i) for i in held if i in places} != set(range(10))
 
 
 def test_labels_may_be_a_list():
@@ -260,7 +286,17 @@ def test_labels_may_be_a_list():
 
 
 def test_nothing_held_out_trains_on_everything():
-    assert held_out(labelled(5, 5), 0.0) == (None, [])
+    kept, held = held_out(labelled(5, 5), 0.0)
+    assert kept is None and not len(held)
+
+
+def test_samples_without_labels_known_beforehand_cannot_be_divided():
+    class Unlabelled(Dataset):
+        pass
+
+    message = r"^data\.val_fraction: needs the class indices .* `targets` of their Unlabelled$"
+    with pytest.raises(DataError, match=message):
+        held_out(Unlabelled(), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +314,6 @@ def test_a_share_that_leaves_nothing_is_refused(counts, fraction, reason):
 
 def test_a_large_data_set_is_divided_in_no_time():
     """ImageNet has 1.28 million samples in 1000 classes; by class and sample, that is a minute."""
-    labels = torch.arange(300_000) % 1000
+    labels = torch.arange(100_000) % 1000
     kept, held = held_out(TensorDataset(labels, labels), 0.01)
-    assert (len(kept), len(held)) == (297_000, 3000)
+    assert (len(kept), len(held)) == (99_000, 1000)
