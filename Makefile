@@ -10,9 +10,6 @@ DEMO := runs/demo_digits
 
 .PHONY: demo test lint format clean
 
-# A thread of PyTorch's that waits for another one spins; where another program keeps a core busy,
-# that makes two threads ten times slower. A short spin costs nothing on an idle machine.
-demo: export GOMP_SPINCOUNT ?= 10000
 demo: $(INSTALLED)
 	$(BIN)/python cifar10/train.py --config configs/demo_digits.yml --output $(DEMO) --resume auto
 	$(BIN)/python cifar10/test.py --config configs/demo_digits.yml \

@@ -1,8 +1,13 @@
 """Test a checkpoint: configs/dvs128_gesture_qkformer.yml unless --config says otherwise."""
 
+import os
 from pathlib import Path
 
-from qkformer.training.run import test
+# Before PyTorch is imported: its threads spin while they wait for each other, and beside another
+# busy program a long spin makes two of them ten times slower.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+from qkformer.training.main import test
 
 if __name__ == "__main__":
     test(Path(__file__).resolve().parents[1] / "configs" / "dvs128_gesture_qkformer.yml")
