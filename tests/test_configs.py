@@ -33,7 +33,6 @@ PUBLISHED = [file for file in FILES if file != DEMO]
 CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "dvs128-gesture": 11}
 CLASSES |= {"cifar10-dvs": 10, "digits": 10}
 EVENTS = ("dvs128-gesture", "cifar10-dvs")
-CPU = torch.device("cpu")
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 published = pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
