@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from qkformer.checkpoint.content import recorded_config
 from qkformer.checkpoint.io import read_checkpoint
 from qkformer.text import did_you_mean, some_of
-from qkformer.training.config import DEFAULTS, KEYS, SECTIONS, Config, ConfigError, flat
+from qkformer.training.config import DEFAULTS, KEYS, SECTIONS, Config, ConfigError
 from qkformer.training.config_file import (
     assign,
     build,
@@ -125,7 +125,7 @@ def parse_test(
     values = {key: default[key] for key in default if not key.startswith(TESTED_SECTIONS)}
     values |= {key: tested[key] for key in tested if _acts_in_testing(key)}
     for option, key in (("input_size", "data.image_size"), ("time_steps", "model.T")):
-        if option in line.options:
+        if line.options.get(option) is not None:
             line.keys[key] = line.options[option]
     config = line.configure(values)
     if checkpoint is None:
@@ -140,15 +140,21 @@ def _acts_in_testing(key: str) -> bool:
 
 def _recorded(checkpoint: Path) -> tuple[dict[str, Any], str] | None:
     """What a checkpoint of ours was trained with, and what to say of it; None for others."""
-    values, unknown = {}, []
-    with naming(checkpoint):
-        for key, value in flat(recorded_config(read_checkpoint(checkpoint, mmap=True))).items():
-            if key not in KEYS and not key.startswith("model.args."):
-                unknown += [key] * _acts_in_testing(key)
-            elif _acts_in_testing(key):
-                assign(values, key, value)
-    if not values.keys() | DEFAULTS.keys() >= set(filter(_acts_in_testing, KEYS)):
+    config = recorded_config(read_checkpoint(checkpoint, mmap=True))
+    found = {
+        f"{section}{name}": value
+        for section in TESTED_SECTIONS
+        if isinstance(part := config.get(section[:-1]), dict)
+        for name, value in part.items()
+    }
+    if any(key not in {**DEFAULTS, **found} for key in KEYS if _acts_in_testing(key)):
         return None
+    values: dict[str, Any] = {}
+    with naming(checkpoint):
+        for key in filter(_acts_in_testing, found):
+            if key in KEYS:
+                assign(values, key, found[key])
+    unknown = [key for key in found if key not in KEYS]
     ignored = f"; this version has no {some_of(unknown)}" if unknown else ""
     return values, f"the one recorded in {checkpoint}{ignored}"
 
@@ -174,17 +180,16 @@ class _CommandLine:
         self.keys: dict[str, Any] = {}
         parts = iter(sys.argv[1:] if argv is None else argv)
         for part in parts:
+            part = "--help" if part == "-h" else part
             name, equals, text = part.removeprefix("--").partition("=")
-            if part == "-h":
-                name = "help"
-            elif not part.startswith("--"):
+            if not part.startswith("--"):
                 raise ConfigError(f"unexpected argument {part!r}")
             self._check_name(name)
             expected, _ = self.known.get(name, (KEYS.get(name, Any), ""))
-            if name in self.known and expected is bool:
+            if expected is None:
+                text = "true"
                 if equals:
                     raise ConfigError(f"--{name}: takes no value")
-                text = "true"
             elif not equals:
                 text = next(parts, "--")
                 if text.startswith("--"):
@@ -194,7 +199,7 @@ class _CommandLine:
             elif name in _LAUNCHER:
                 _check_local_rank(text)
             elif name in self.known:
-                self.options[name] = typed(f"--{name}", from_text(text, expected), expected)
+                self.options[name] = typed(f"--{name}", from_text(text, expected), expected or bool)
             else:
                 self.keys[name] = from_text(text, expected)
         self.wants_help, self.wants_config = (
@@ -234,32 +239,30 @@ class _CommandLine:
 
     def _help(self, values: dict[str, Any]) -> NoReturn:
         """Explain every option, and every key with its value."""
-        explained = {
-            f"--{name}{'' if expected is bool else f' {in_words(expected)}'}": text
-            for name, (expected, text) in self.known.items()
-        }
         texts = _arguments(Config)
         for name, section in SECTIONS.items():
             texts |= {f"{name}.{key}": text for key, text in _arguments(section).items()}
-        for key in self.acting:
-            value = f" = {shown(values[key])}" if key in values else ""
-            explained[f"--{key} {in_words(KEYS[key])}{value}"] = texts[key]
+        keys = {key: (KEYS[key], texts[key]) for key in self.acting}
         print(f"usage: {Path(sys.argv[0]).name} [--OPTION ...] [--KEY VALUE ...]\n")
-        for head, text in explained.items():
-            print(head, textwrap.indent(textwrap.fill(text, 92), " " * 8), sep="\n")
+        for name, (kind, text) in (self.known | keys).items():
+            head = f"--{name} {in_words(kind)}" if kind else f"--{name}"
+            print(f"{head} = {shown(values[name])}" if name in values else head)
+            print(textwrap.indent(textwrap.fill(text, 92), " " * 8))
         raise SystemExit(0)
 
 
 def _options(kind: type) -> dict[str, tuple[Any, str]]:
-    """Of a command: types and explanations by name."""
+    """Of a command: by name their types, None for those without a value, and explanations."""
     later = "given twice, the later one overrides key by key."
-    shared = {
+    options = {
         "config": (Path, f"YAML file in place of the default one, or of the checkpoint's; {later}"),
-        "help": (bool, "Explain every option and every key, and stop."),
-        "print_config": (bool, "Print the resolved configuration as a YAML file, and stop."),
+        "help": (None, "Explain every option and every key, and stop."),
+        "print_config": (None, "Print the resolved configuration as a YAML file, and stop."),
     }
-    texts = _arguments(kind).items()
-    return shared | {name: (kind.__annotations__[name], text) for name, text in texts}
+    for name, text in _arguments(kind).items():
+        expected = kind.__annotations__[name]
+        options[name] = (None if expected is bool else expected, text)
+    return options
 
 
 def _check_local_rank(given: str) -> None:
