@@ -78,7 +78,9 @@ def test_a_root_that_digits_would_ignore_is_refused():
         digits(config(root="/data"))
 
 
-@pytest.mark.parametrize("change", [{"image_size": 0}, {"batch_size": 0}, {"workers": -1}])
+@pytest.mark.parametrize(
+    "change", [{"image_size": 0}, {"batch_size": 0}, {"test_batch_size": 0}, {"workers": -1}]
+)
 def test_impossible_values_name_their_key(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         config(**change)

@@ -20,6 +20,7 @@ from qkformer.data.event_transforms import (
     translate_matrix,
     warp,
 )
+from qkformer.data.mixup import Mixup
 from qkformer.data.source import DataError
 
 SIZES = [(128, 128), (16, 16), (17, 17), (7, 12), (33, 20)]
@@ -46,6 +47,15 @@ def distinct(*shape):
     size = shape[-1] * shape[-2]
     values = torch.arange(1, size + 1, dtype=torch.int16).view(shape[-2:])
     return values.expand(shape).contiguous()
+
+
+def augmented(frames, image_size=None, **augmentation):
+    """Augmented frames; without mixup, labels stay what they are."""
+    size, labels = frames.shape[-1], torch.arange(len(frames), device=frames.device)
+    augment = EventAugmentation(AugmentationConfig(**augmentation), size, image_size or size, 10)
+    result, targets = augment(frames, labels, epoch=0)
+    assert targets is labels
+    return result
 
 
 def numbered(batch, size=16):
@@ -124,9 +134,7 @@ def candidates(size):
 def test_operations_are_equally_likely_and_the_same_for_all_frames_of_a_sample():
     torch.manual_seed(0)
     batch, size = 6000, 16
-    augment = EventAugmentation(AugmentationConfig(auto_augment="event"), size, size)
-    frames = distinct(batch, 2, 2, size, size)
-    result = augment(frames)
+    result = augmented(distinct(batch, 2, 2, size, size), auto_augment="event")
     assert result.dtype == torch.float32
     assert (result == result[:, :1, :1]).all()
 
@@ -148,7 +156,7 @@ def test_operations_are_equally_likely_and_the_same_for_all_frames_of_a_sample()
 def test_flip_has_its_probability():
     torch.manual_seed(0)
     frames = numbered(4000, 4)
-    flipped = EventAugmentation(AugmentationConfig(hflip=0.3), 4, 4)(frames).short()
+    flipped = augmented(frames, hflip=0.3).short()
     was = (flipped == frames.flip(-1)).flatten(1).all(1)
     assert torch.equal(flipped[~was], frames[~was])
     assert was.float().mean().item() == pytest.approx(0.3, abs=0.03)
@@ -157,20 +165,19 @@ def test_flip_has_its_probability():
 def test_shift_moves_all_frames_of_a_sample_alike():
     torch.manual_seed(0)
     frames = distinct(32, 3, 2, 16, 16)
-    shifted = EventAugmentation(AugmentationConfig(shift=2), 16, 16)(frames)
+    shifted = augmented(frames, shift=2)
     assert (shifted == shifted[:, :1, :1]).all()
     assert len(shifted[:, 0, 0].flatten(1).unique(dim=0)) > 10
 
 
-ALL_ON = AugmentationConfig(hflip=0.5, auto_augment="event", shift=2)
+ALL_ON = dict(hflip=0.5, auto_augment="event", shift=2)
 
 
 def test_the_seed_decides():
-    augment = EventAugmentation(ALL_ON, 16, 8)
     results = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        results.append(augment(numbered(16)))
+        results.append(augmented(numbered(16), 8, **ALL_ON))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -178,11 +185,10 @@ def test_the_seed_decides():
 @pytest.mark.gpu
 def test_gpu_does_the_same():
     frames = torch.randint(0, 99, (64, 4, 2, 129, 129), dtype=torch.int16)
-    augment = EventAugmentation(ALL_ON, 129, 43)
     torch.manual_seed(0)
-    expected = augment(frames)
+    expected = augmented(frames, 43, **ALL_ON)
     torch.manual_seed(0)
-    assert torch.equal(augment.cuda()(frames.cuda()).cpu(), expected)
+    assert torch.equal(augmented(frames.cuda(), 43, **ALL_ON).cpu(), expected)
     matrices = operation_matrices().flatten(0, 1)
     frames = distinct(len(matrices), 1, 1, 129, 129)
     with torch.autocast("cuda", torch.float16):
@@ -190,9 +196,21 @@ def test_gpu_does_the_same():
     assert torch.equal(warped.cpu(), warp(frames, matrices))
 
 
+def test_frames_are_mixed_as_the_model_takes_them():
+    """Behind everything else: not the counts are mixed, but what has moved and been summed."""
+    config = AugmentationConfig(**ALL_ON, mixup_alpha=0.5)
+    labels = torch.arange(6)
+    torch.manual_seed(0), np.random.seed(0)
+    mixed, targets = EventAugmentation(config, 16, 8, 6)(numbered(6), labels, epoch=0)
+    torch.manual_seed(0), np.random.seed(0)
+    expected = Mixup(config, 6)(augmented(numbered(6), 8, **ALL_ON), labels, epoch=0)
+    assert torch.equal(mixed, expected[0]) and torch.equal(targets, expected[1])
+    assert 0 < targets[0, 0] < 1 and (mixed % 1).any()
+
+
 def test_nothing_on_is_the_identity_and_draws_nothing():
     frames, before = numbered(4), torch.get_rng_state()
-    result = EventAugmentation(AugmentationConfig(), 16, 16)(frames)
+    result = augmented(frames)
     assert result.dtype == torch.float32 and torch.equal(result, frames.float())
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -226,4 +244,4 @@ def test_sizes_that_do_not_divide_are_refused(image_size):
 )
 def test_keys_that_do_not_act_are_refused(key, options):
     with pytest.raises(DataError, match=rf"augmentation\.{key}"):
-        EventAugmentation(AugmentationConfig(**options), 16, 16)
+        EventAugmentation(AugmentationConfig(**options), 16, 16, 10)

@@ -8,19 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from qkformer.data import image_transforms
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.cifar import CIFAR_MEAN, CIFAR_STD
-from qkformer.data.image_transforms import (
-    ImageAugmentation,
-    Normalise,
-    random_shift,
-    training_transform,
-)
+from qkformer.data.image_transforms import training_transform
 from qkformer.data.samples import seeded
 from qkformer.data.source import DataConfig, DataError
 
@@ -103,7 +97,7 @@ def published_cifar():
 def test_training_is_augmented_as_published(augmentation, mean, published, size, original):
     ours, theirs = training_transform(augmentation, config(size), mean), published()
     images = set()
-    for seed in range(40):
+    for seed in range(25):
         image = picture(*original, seed=seed)
         seed_everything(seed)
         expected = theirs(image)
@@ -113,7 +107,7 @@ def test_training_is_augmented_as_published(augmentation, mean, published, size,
         assert result.shape == (3, size, size)
         assert torch.equal(result, expected)
         images.add(result.numpy().tobytes())
-    assert len(images) == 40
+    assert len(images) == 25
 
 
 def test_crops_keep_to_scale_and_ratio():
@@ -143,13 +137,13 @@ def test_flips_have_their_probability(share):
     flip = training_transform(augmentation, config(8, crop_pct=1.0), (0.5,) * 3)
     before = image_transforms.test_transform(config(8, crop_pct=1.0))(image)
     flips = 0
-    for seed in range(400):
+    for seed in range(200):
         with seeded(seed):
             after = flip(image)
         flipped = torch.equal(after, before.flip(-1))
         assert flipped or torch.equal(after, before)
         flips += flipped
-    assert abs(flips / 400 - share) < 0.08
+    assert abs(flips / 200 - share) < 0.1
 
 
 @pytest.mark.parametrize("crop_pct", [None, 0.5, 1.0])
@@ -178,15 +172,14 @@ def test_policies_work_on_grey_and_on_coloured_images(policy, channels):
     transform = training_transform(augmentation, config(16, crop_pct=1.0), (0.3,) * channels)
     image = picture(8, 8, channels)
     changed = 0
-    for seed in range(60):
+    still = image_transforms.test_transform(config(16, crop_pct=1.0))(image)
+    for seed in range(30):
         with seeded(seed):
             result = transform(image)
         assert result.shape == (channels, 16, 16)
         assert result.dtype == torch.uint8
-        changed += not torch.equal(
-            result, image_transforms.test_transform(config(16, crop_pct=1.0))(image)
-        )
-    assert changed > 30
+        changed += not torch.equal(result, still)
+    assert changed > 15
 
 
 def test_holes_are_filled_with_the_mean():
@@ -292,119 +285,6 @@ def test_tensors_are_images_too(channels, training):
 def test_an_image_of_the_right_size_stays_as_it_is():
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     assert torch.equal(image_transforms.test_transform(config(32, crop_pct=1.0))(image), image)
-
-
-# ---- batches on the device
-
-
-@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-@pytest.mark.parametrize("shift", [0, 2])
-def test_a_batch_is_shifted_then_normalised_then_erased(mode, shift):
-    augmentation = AugmentationConfig(shift=shift, erasing_prob=0.5, erasing_mode=mode)
-    images = torch.randint(0, 256, (16, 3, 20, 24), dtype=torch.uint8)
-    original = images.clone()
-    seed_everything(3)
-    expected = Normalise(CIFAR_MEAN, CIFAR_STD)(random_shift(images, shift))
-    expected = RandomErasing(0.5, mode=mode, device="cpu")(expected)
-    seed_everything(3)
-    result = ImageAugmentation(augmentation, CIFAR_MEAN, CIFAR_STD)(images)
-    assert result.dtype == torch.float32
-    assert torch.equal(result, expected)
-    assert torch.equal(images, original)
-
-
-def test_erasing_has_its_probability_and_its_modes():
-    images = torch.full((400, 3, 16, 16), 200, dtype=torch.uint8)
-    plain = Normalise((0.1,) * 3, (0.3,) * 3)(images[:1])[0, 0, 0, 0]
-    values = {}
-    for mode in ("const", "rand", "pixel"):
-        augmentation = AugmentationConfig(erasing_prob=0.25, erasing_mode=mode)
-        seed_everything(0)
-        result = ImageAugmentation(augmentation, (0.1,) * 3, (0.3,) * 3)(images)
-        changed = (result != plain).flatten(1).any(1)
-        assert abs(changed.float().mean() - 0.25) < 0.06
-        values[mode] = [image[image != plain].unique() for image in result[changed]]
-    assert all(erased.tolist() == [0] for erased in values["const"])
-    assert all(len(erased) == 3 for erased in values["rand"])
-    assert all(len(erased) > 10 for erased in values["pixel"])
-
-
-def test_without_augmentation_a_batch_is_normalised_and_nothing_is_drawn():
-    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    before = random.getstate(), torch.get_rng_state().tolist()
-    result = ImageAugmentation(AugmentationConfig(), CIFAR_MEAN, CIFAR_STD)(images)
-    assert torch.equal(result, Normalise(CIFAR_MEAN, CIFAR_STD)(images))
-    assert (random.getstate(), torch.get_rng_state().tolist()) == before
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-def test_a_batch_on_the_gpu_stays_there(mode):
-    """Shifts and rectangles are those of the CPU; what fills the rectangles may differ."""
-    augmentation = AugmentationConfig(shift=2, erasing_prob=0.5, erasing_mode=mode)
-    augment = ImageAugmentation(augmentation, CIFAR_MEAN, CIFAR_STD)
-    images = torch.randint(0, 256, (16, 3, 20, 24), dtype=torch.uint8)
-    seed_everything(0)
-    on_cpu = augment(images)
-    seed_everything(0)
-    on_gpu = augment.cuda()(images.cuda())
-    assert on_gpu.is_cuda
-    if mode == "const":
-        torch.testing.assert_close(on_gpu.cpu(), on_cpu)
-    else:
-        assert 0.5 < (on_gpu.cpu() - on_cpu).abs().lt(1e-5).float().mean() < 1
-
-
-def test_normalise_subtracts_the_mean_and_divides_by_the_std():
-    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
-    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    expected = torch.stack(
-        [(images[:, c] / 255 - mean[c]) / std[c] for c in range(3)],
-        dim=1,
-    )
-    torch.testing.assert_close(Normalise(mean, std)(images), expected)
-
-
-def test_normalise_adds_nothing_to_a_state_dict():
-    assert not Normalise((0.5,), (0.5,)).state_dict()
-
-
-@pytest.mark.parametrize("pixels", [1, 3])
-def test_every_image_moves_by_its_own_whole_number_of_pixels(pixels):
-    torch.manual_seed(0)
-    images = torch.randint(1, 256, (64, 2, 6, 9), dtype=torch.uint8)
-    shifted = random_shift(images, pixels)
-    assert shifted.dtype == torch.uint8
-    moves = range(-pixels, pixels + 1)
-    found = set()
-    for before, after in zip(images, shifted, strict=True):
-        fits = [
-            (down, right)
-            for down in moves
-            for right in moves
-            if torch.equal(after, moved(before, down, right))
-        ]
-        assert len(fits) == 1
-        found.add(fits[0])
-    assert {down for down, _ in found} == {right for _, right in found} == set(moves)
-
-
-def moved(image, down, right):
-    """One image moved pixel by pixel, zeros from outside."""
-    result = torch.zeros_like(image)
-    _, height, width = image.shape
-    for y in range(height):
-        for x in range(width):
-            if 0 <= y - down < height and 0 <= x - right < width:
-                result[:, y, x] = image[:, y - down, x - right]
-    return result
-
-
-def test_no_shift_leaves_images_and_random_numbers_alone():
-    images = torch.ones(2, 1, 4, 4)
-    before = torch.get_rng_state()
-    assert random_shift(images, 0) is images
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -1,54 +1,25 @@
 """Loaders: what a batch holds follows from seed, epoch and position; testing sees all once."""
 
-import os
-import signal
-import subprocess
-import sys
 from itertools import chain
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from data.numbered import CPU, Numbers, config, values
 
 from qkformer.data.loaders import (
-    Batch,
     EvaluationBatches,
     TrainingBatches,
-    dead_worker,
     evaluation_loader,
     read,
     training_loader,
 )
 from qkformer.data.samples import Samples
-from qkformer.data.source import DataConfig, DataError
-
-CPU = torch.device("cpu")
-
-
-class Numbers(Dataset):
-    """Sample i is the number i, of class i; some cannot be read, one kills its reader."""
-
-    def __init__(self, size=20, broken=(), deadly=None):
-        self.size, self.broken, self.deadly = size, broken, deadly
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        if index == self.deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if index in self.broken:
-            raise OSError("image file is truncated")
-        return torch.tensor([float(index)]), index
+from qkformer.data.source import DataError
 
 
 def noisy(sample):
     """An augmentation: what is added differs for every sample and epoch."""
     return sample + torch.rand(1)
-
-
-def config(**changes):
-    return DataConfig(**{"name": "digits", "image_size": 8, "batch_size": 4, **changes})
 
 
 def order(size=30, batch_size=2, *, seed=0, epoch=0, done=0, **place):
@@ -59,10 +30,6 @@ def order(size=30, batch_size=2, *, seed=0, epoch=0, done=0, **place):
 
 def indices(batches):
     return [index for batch in batches for index, _ in batch]
-
-
-def values(loader, on_damaged="error"):
-    return [batch.samples.flatten().tolist() for batch in read(loader, on_damaged)]
 
 
 def test_an_epochs_order_follows_from_seed_and_epoch_alone():
@@ -136,6 +103,16 @@ def test_testing_sees_every_sample_once_in_the_same_batches(size, world_size):
     assert indices(batches) == list(range(size))
 
 
+@pytest.mark.parametrize(("asked", "size"), [(None, 4), (3, 3), (20, 10)])
+def test_testing_has_batches_of_its_own_size(asked, size):
+    section = config(test_batch_size=asked)
+    data = Samples(Numbers(10))
+    tested = values(evaluation_loader(data, section, CPU))
+    assert len(tested[0]) == size == min(section.evaluation_batch_size, 10)
+    assert list(chain(*tested)) == list(range(10))
+    assert len(values(training_loader(data, section, CPU, seed=0))[0]) == 4
+
+
 def test_testing_leaves_the_global_random_numbers():
     before = torch.get_rng_state()
     seen = values(evaluation_loader(Samples(Numbers(10), noisy), config(), CPU))
@@ -184,60 +161,3 @@ def test_a_batch_of_which_nothing_is_left_is_an_error_all_the_same():
     loader = evaluation_loader(Samples(Numbers(8, broken=range(4, 8))), config(), CPU)
     with pytest.raises(DataError, match="sample 4"):
         values(loader, "skip")
-
-
-def test_a_loading_process_that_is_killed_is_said_to_be():
-    loader = evaluation_loader(Samples(Numbers(deadly=9)), config(workers=1), CPU)
-    # PyTorch raises when the signal arrives: mostly, but not always, while a batch is waited for
-    with pytest.raises((DataError, RuntimeError)) as died:
-        values(loader)
-    error = died.value
-    message = str(error) if isinstance(error, DataError) else dead_worker(error)
-    assert message.startswith("a data loading process died")
-
-
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
-def test_a_loading_process_killed_while_it_hands_over_a_batch_is_said_to_be(error, monkeypatch):
-    waited = []
-    monkeypatch.setattr("qkformer.data.loaders.time.sleep", waited.append)
-
-    def batches():
-        yield Batch(torch.ones(2, 1), torch.ones(2), ())
-        raise error
-
-    with pytest.raises(DataError, match="a data loading process died"):
-        list(read(batches(), "error"))
-    assert waited  # for the signal that says how it died
-
-
-UNEXPECTED = """
-from torch.utils.data import TensorDataset
-import torch
-from qkformer.data.loaders import read, training_loader
-from qkformer.data.samples import Samples
-from qkformer.data.source import DataConfig
-
-data = Samples(TensorDataset(torch.zeros(40, 1), torch.arange(40)))
-config = DataConfig("digits", image_size=8, batch_size=4, workers=2)
-for batch in read(training_loader(data, config, torch.device("cpu"), seed=0), "error"):
-    raise RuntimeError("out of memory")
-"""
-
-
-def test_an_unexpected_error_ends_loading_processes_too():
-    """... which are still waiting for the next batch, as the traceback keeps the loader alive."""
-    done = subprocess.run(
-        [sys.executable, "-c", UNEXPECTED], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "RuntimeError: out of memory"
-
-
-def test_loading_processes_outlive_the_signals_that_stop_a_run():
-    loader = training_loader(Samples(Numbers(40)), config(workers=2), CPU, seed=0)
-    batches = read(loader, "error")
-    seen = [next(batches), next(batches)]  # of either: it is past its start
-    for worker in loader._iterator._workers:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            os.kill(worker.pid, number)
-    assert len([*seen, *batches]) == 10
