@@ -163,6 +163,7 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
             rank=world.rank,
             world_size=world.size,
             timeout=TIMEOUT,
+            store=_store(world),
             **options,
         )
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
@@ -171,6 +172,19 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
         raise ProcessError(f"the processes cannot connect: {one_line(error)}") from error
     yield World(world.rank, world.size, world.local_rank, control, preparation)
     dist.destroy_process_group()
+
+
+def _store(world: World) -> dist.Store | None:
+    """Where processes leave each other their addresses; None for PyTorch's own choice.
+
+    torchrun keeps one store over its restarts (2.14), in which workers would find the addresses of
+    those before them. TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes it begin anew, on any number of
+    nodes; of one node, the number of restarts tells the workers apart.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 def lost_process(error: RuntimeError) -> str | None:

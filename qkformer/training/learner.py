@@ -54,11 +54,9 @@ class Learner:
             self.model.compile()
         self.network: nn.Module = self.model
         if world.size > 1:
+            gpu = [device] if device.type == "cuda" else None
             self.network = DistributedDataParallel(
-                self.model,
-                device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,  # nobody reads them in training; tests share them first
-                gradient_as_bucket_view=True,
+                self.model, device_ids=gpu, gradient_as_bucket_view=True
             )
 
     def backward(
@@ -111,7 +109,7 @@ class Learner:
         """What is tested after an epoch, equal in all processes: "" the model, "ema_" the mean."""
         models = {"": self.model} | ({"ema_": self.ema.module} if self.ema else {})
         for model in models.values():
-            world.share_buffers(model)  # each process's statistics are of its own batches
+            world.share_buffers(model)  # each process's statistics are of its own last batch
         return models
 
     def weights(self) -> dict[str, Any]:
