@@ -10,8 +10,10 @@ import pytest
 import torch
 from training.few import register
 
+from qkformer.training import distributed, main
 from qkformer.training.config import ConfigError
-from qkformer.training.distributed import World, announced
+from qkformer.training.distributed import ProcessError, World, announced, joined, lost_process
+from qkformer.training.environment import choose_device
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -151,3 +153,94 @@ def test_every_launchers_announcement_is_understood(environment, expected):
 def test_incomplete_announcements_name_what_is_missing(environment, missing):
     with pytest.raises(ConfigError, match=missing):
         announced(environment)
+
+
+# -------------------------------------------------------------------------- what others report
+
+LOST = [
+    "[pair.cc:545] Read error [127.0.0.1]:28043: Connection reset by peer. This is often caused",
+    "[pair.cc:534] Connection closed by peer [127.0.0.1]:1234",
+    "NCCL error: remote process exited or there was a network error\nncclRemoteError: A call",
+]
+OTHER = [
+    "NCCL error: ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0 both on device 7000",
+    "NCCL WARN: Error: failed to extend /dev/shm/nccl-x: No space left on device",
+    "[gloo/device.cc:58] Unable to find address for: eno1",
+]
+
+
+@pytest.mark.parametrize("text", LOST)
+def test_a_lost_connection_points_to_the_process_that_was_lost_and_keeps_its_words(text):
+    said = lost_process(RuntimeError(text + " x" * 300))
+    assert said.startswith("lost another process, whose own message says why")
+    assert " ".join(text.split()) in said and said.count(" x") == 300
+
+
+@pytest.mark.parametrize("text", OTHER)
+def test_other_errors_of_the_network_are_not_called_that(text):
+    assert lost_process(RuntimeError(text)) is None
+
+
+@pytest.mark.parametrize("text", [*LOST, *OTHER])
+def test_what_keeps_processes_from_connecting_is_said_in_full(monkeypatch, text):
+    def fails(*_, **__):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(distributed.dist, "init_process_group", fails)
+    with (
+        pytest.raises(ProcessError) as caught,
+        joined(World(0, 2), torch.device("cpu")),
+    ):
+        pass
+    assert str(caught.value) == f"the processes cannot connect: {' '.join(text.split())}"
+
+
+@pytest.mark.parametrize("text", OTHER)
+def test_an_unexpected_error_of_one_of_several_processes_is_shown_whole(monkeypatch, capsys, text):
+    def fails(*_):
+        raise RuntimeError(text)
+
+    def exits(status):
+        raise SystemExit(status)
+
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **MASTER}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(main, "parse_train", fails)
+    monkeypatch.setattr(main.os, "_exit", exits)
+    with pytest.raises(SystemExit) as stop:
+        main.train(None)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "Traceback" in error and text in error
+
+
+# ------------------------------------------------------------------------------------- devices
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Makes it look as if so many GPUs were visible."""
+
+    def visible(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+    return visible
+
+
+def test_every_process_of_a_machine_has_a_gpu_of_its_own(gpus, monkeypatch):
+    gpus(4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("auto", World(7, 8, 3)) == torch.device("cuda", 3)
+    with pytest.raises(ConfigError, match="process 4 of this machine has no GPU: there are 4"):
+        choose_device("cuda", World(4, 8, 4))
+
+
+def test_a_task_of_slurm_that_sees_one_gpu_takes_it(gpus, monkeypatch):
+    gpus(1)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose_device("auto", World(3, 8, 3)) == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")  # torchrun: all processes see the same one
+    with pytest.raises(ConfigError, match="process 3 of this machine has no GPU: there are 1"):
+        choose_device("auto", World(3, 8, 3))

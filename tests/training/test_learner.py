@@ -1,14 +1,21 @@
-"""AdamW: what decays and what does not; the peak learning rate."""
+"""AdamW: what decays and what does not; how a learner goes on from what another one has learned."""
 
+import functools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import AdamW
 
 import qkformer
-from qkformer.training.config import OptimizerConfig
-from qkformer.training.learner import create_optimizer
+from qkformer.checkpoint.io import CheckpointError
+from qkformer.data.source import DataConfig
+from qkformer.training import learner as learner_module
+from qkformer.training.config import Config, ModelConfig, OptimizerConfig
+from qkformer.training.distributed import World
+from qkformer.training.learner import Learner, create_optimizer
+from qkformer.training.schedule import ScheduleConfig
 
 
 class Model(nn.Module):
@@ -107,3 +114,59 @@ def test_the_peak_grows_with_the_samples_of_a_step_if_asked_to(
 def test_impossible_values_name_their_key(change):
     with pytest.raises(ValueError, match=f"^{next(iter(change))}: must"):
         OptimizerConfig(**{"lr": 0.1, **change})
+
+
+# ------------------------------------------------------------------------------------ going on
+
+
+def learner(**optimizer):
+    config = Config(
+        epochs=1,
+        model=ModelConfig("qkformer_4_384"),
+        data=DataConfig(name="digits", image_size=2, batch_size=4),
+        optimizer=OptimizerConfig(lr=0.1, **optimizer),
+        schedule=ScheduleConfig("one_cycle"),
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3))
+    return Learner(model, config, torch.device("cpu"), World())
+
+
+def step(one):
+    one.backward(torch.eye(4), torch.arange(4) % 3, exchange=True)
+    one.update(0.1)
+
+
+def test_what_is_configured_wins_over_what_a_checkpoint_was_trained_with():
+    old = learner(weight_decay=0.5, betas=(0.9, 0.999))
+    step(old)
+    new = learner(weight_decay=0.25, betas=(0.5, 0.75))
+    new.load_state_dict(old.state_dict())
+    assert [group["weight_decay"] for group in new.optimizer.param_groups] == [0.0, 0.25]
+    assert all(group["betas"] == (0.5, 0.75) for group in new.optimizer.param_groups)
+    pairs = zip(old.optimizer.state.values(), new.optimizer.state.values(), strict=True)
+    for one, other in pairs:  # but the moments are the checkpoint's
+        assert one["exp_avg"].any() and torch.equal(one["exp_avg"], other["exp_avg"])
+        assert one["exp_avg"].data_ptr() != other["exp_avg"].data_ptr()
+
+
+def test_a_run_that_goes_on_on_another_device_is_fused_as_that_device_allows(monkeypatch):
+    """As from a CPU to a GPU with fp16, whose scaler hands the fused step its scale."""
+    old = learner()
+    step(old)
+    fused = functools.partial(AdamW, fused=True)
+    monkeypatch.setattr(learner_module, "AdamW", lambda *args, **_: fused(*args))
+    new = learner()
+    new.scaler = torch.amp.GradScaler("cpu")
+    new.load_state_dict(old.state_dict())
+    assert all(group["fused"] for group in new.optimizer.param_groups)
+    before = new.model[1].weight.detach().clone()
+    step(new)
+    assert not torch.equal(before, new.model[1].weight)
+
+
+def test_moments_of_another_model_are_refused():
+    state = learner().state_dict()
+    state["optimizer"]["param_groups"].pop()
+    with pytest.raises(CheckpointError, match="does not fit the configured model"):
+        learner().load_state_dict(state)

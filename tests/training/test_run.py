@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -186,6 +187,64 @@ def test_a_run_killed_between_its_files_ends_the_same_too(
         train(config, output)
     train(config, output)
     assert_same_run(output, uninterrupted)
+
+
+def test_a_run_killed_while_its_files_move_goes_on_from_the_newest(
+    tmp_path, config, monkeypatch, uninterrupted, capsys
+):
+    """The new file is whole before the old ones move up, and the newest there is from then on."""
+    output = tmp_path / "run"
+    stop_before(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        train(config, output)
+    (output / "last.pth").rename(output / ".next.pth")
+    (output / "previous.pth").rename(output / "last.pth")
+    train(config, output)
+    assert "goes on from" in capsys.readouterr().out
+    assert not (output / ".next.pth").exists()
+    assert read_checkpoint(output / "previous.pth")["epoch"] == 2
+    assert_same_run(output, uninterrupted)
+
+
+def test_a_path_goes_on_with_the_configured_optimizer(tmp_path, config, capsys):
+    train(config, tmp_path / "old", "--epochs", "1")
+    changed = ("--optimizer.weight_decay", "0.5", "--optimizer.betas", "[0.5, 0.75]")
+    resume = ("--resume", str(tmp_path / "old/last.pth"), "--epochs", "2")
+    train(config, tmp_path / "new", *changed, *resume)
+    assert "with optimizer.weight_decay: 0.05 -> 0.5" in capsys.readouterr().out
+    groups = read_checkpoint(tmp_path / "new/last.pth")["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.5]
+    assert all(group["betas"] == (0.5, 0.75) for group in groups)
+    plain = tmp_path / "plain"
+    train(config, plain, *resume)
+    assert metrics(plain)[1]["train_loss"] != metrics(tmp_path / "new")[1]["train_loss"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["of a run", "new"])
+def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(tmp_path, config, capsys, there):
+    output = tmp_path / "runs/few"
+    if there:
+        train(config, output, "--epochs", "1")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    train(config, output, "--epochs", "1", "--dry_run")
+    out = capsys.readouterr().out
+    assert ("goes on from" in out) == there
+    assert "56 training and 20 test samples" in out
+    assert re.search(r"a step takes \S+ s, a batch in testing \S+ s; \d+ MiB of memory", out)
+    assert "an epoch of 14 steps and its tests would take" in out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert output.exists() == there
+    error = refused(config, config, "--dry_run", capsys=capsys)
+    assert f"--output {config}" in error
+
+
+def test_steps_are_told_of_within_an_epoch(tmp_path, config, capsys):
+    train(config, tmp_path / "run", "--epochs", "1", "--log.every", "7")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "epoch 0: step" in line]
+    assert [re.search(r"step (\d+)/14", line)[1] for line in lines] == ["7", "14"]
+    for line in lines:
+        assert re.search(r"loss \S+  lr \S+  \d+ images/s  \d+ % waiting for data", line)
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, config, capsys):
