@@ -250,6 +250,7 @@ LIMITS = [
     ("data.download", "true", "only cifar10 and cifar100 can be fetched, not digits"),
     ("data.image_size", "-8", "must be at least 1"),
     ("data.batch_size", "0", "must be at least 1"),
+    ("data.test_batch_size", "0", "must be at least 1"),
     ("data.split", "tebn", "only cifar10-dvs has a choice"),
     ("data.split", "half", "expected released or tebn or null, got half"),
     ("data.val_fraction", "1", "must be in 0 <= value < 1"),
