@@ -18,12 +18,12 @@ class AugmentationConfig:
             frames: "event", one of identity, shear, translations, rotation and cutout, the same for
             all frames of a sample. null for none.
         shift: Largest random move in x and in y, in pixels; 0 for none.
-        erasing_prob: Images: probability that a random rectangle is erased.
-        erasing_mode: Images: what takes its place: const (0 after normalisation), rand (one random
-            colour) or pixel (random pixels).
         mixup_alpha: Mixup draws its share from Beta(alpha, alpha); 0 for no mixup.
         mixup_prob: Probability that a batch is mixed.
         mixup_off_epoch: First epoch without mixup; 0 mixes to the end.
+        erasing_prob: Images: probability that a random rectangle is erased.
+        erasing_mode: Images: what takes its place: const (0 after normalisation), rand (one random
+            colour) or pixel (random pixels).
     """
 
     crop_scale: tuple[float, float] | None = None
@@ -31,11 +31,11 @@ class AugmentationConfig:
     hflip: float = 0.0
     auto_augment: str | None = None
     shift: int = 0
-    erasing_prob: float = 0.0
-    erasing_mode: str = "const"
     mixup_alpha: float = 0.0
     mixup_prob: float = 1.0
     mixup_off_epoch: int = 0
+    erasing_prob: float = 0.0
+    erasing_mode: str = "const"
 
     def __post_init__(self) -> None:
         for key in ("hflip", "erasing_prob", "mixup_prob"):

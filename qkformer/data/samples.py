@@ -22,7 +22,7 @@ from qkformer.data.source import DataError
 from qkformer.text import one_line
 
 # What decoders of images, .npz files and archives raise where bytes are damaged or missing, found
-# by overwriting some; and OSError, which where files are written as well may be a full disk.
+# by overwriting some. OSError is left out: where files are written as well, it may be a full disk.
 DAMAGE = (
     ValueError, KeyError, EOFError, SyntaxError, NotImplementedError, struct.error, zlib.error,
     zipfile.BadZipFile, tarfile.TarError, tokenize.TokenError, Image.DecompressionBombError,
