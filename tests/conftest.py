@@ -1,5 +1,7 @@
 """Shared by all tests: the gpu marker, a seed, and models whose neurons fire."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -67,3 +69,19 @@ def with_spikes(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[t
         hook.remove()
     assert spikes and not silent, f"these do not fire: {silent}"
     return output, spikes
+
+
+@contextmanager
+def firing() -> Iterator[dict[SpikingNeuron, bool]]:
+    """Which layers of neurons run inside, and whether they fire."""
+    fired: dict[SpikingNeuron, bool] = {}
+
+    def record(module: nn.Module, _inputs: tuple, output: torch.Tensor) -> None:
+        if isinstance(module, SpikingNeuron):
+            fired[module] = fired.get(module, False) or bool(output.any())
+
+    hook = nn.modules.module.register_module_forward_hook(record)
+    try:
+        yield fired
+    finally:
+        hook.remove()
