@@ -14,7 +14,7 @@ from qkformer.layers import ConvBNNeuron
 from qkformer.neurons import LIF
 
 ROOT = Path(__file__).parents[1]
-TINY = "--size 32 --model_args '{embed_dim: 32, num_heads: 2, depths: [1, 1, 1]}' --no_memory"
+TINY = "--size 32 --model_args '{embed_dim: 128, num_heads: 2, depths: [1, 1, 1]}' --no_memory"
 ARGUMENTS = {
     "train": f"{TINY} --batch 2",
     "inference": f"{TINY} --precision bf16",
@@ -101,6 +101,22 @@ def test_a_gpu_has_rows_of_its_own(benchmark):
     own = names["cuda"][len(names["cpu"]) :]
     assert own[0] == "ours, cupy, channels_last"
     assert ("ours, cupy, CUDA graph" in own) == (benchmark == "inference")
+
+
+def test_networks_that_onednn_would_corrupt_are_not_measured():
+    """See SampledConv2d, which ours have: 4 channels, channels last, trained on a CPU."""
+    networks = module("networks")
+    made = {}
+    for step in (networks.training_step, networks.inference_step):
+        for device, dim in (("cpu", 32), ("cpu", 128), ("cuda", 32)):
+            arguments = {"embed_dim": dim}
+            setting = networks.Setting(
+                "qkformer_10_384", 64, 1, "fp32", torch.device(device), arguments
+            )
+            rows = networks.contenders(setting, step, compiled=True, folded=False)
+            made[step, device, dim] = [row.name.split(", ")[1:] for row in rows if row.missing]
+    assert made.pop((networks.training_step, "cpu", 32)) == [["channels_last"], ["compiled"]]
+    assert not any(made.values())
 
 
 def test_what_does_not_fit_beside_the_others_is_not_measured():

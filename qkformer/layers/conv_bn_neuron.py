@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from qkformer.layers import fused
 from qkformer.neurons import SpikingNeuron
 
+FEW_CHANNELS = 16  # less than AVX-512's vector of float32
+
 
 class ConvBNNeuron(nn.Module):
     """Convolution, BatchNorm, optional 2x max pool (kernel 3), optional neuron.
@@ -41,7 +43,8 @@ class ConvBNNeuron(nn.Module):
         super().__init__()
         if pool not in ("before", "after", None):
             raise ValueError(f"pool must be 'before', 'after' or None, got {pool!r}")
-        self.conv = nn.Conv2d(
+        samples = kernel_size == 1 < stride and in_chans < FEW_CHANNELS
+        self.conv = (SampledConv2d if samples else nn.Conv2d)(
             in_chans,
             out_chans,
             kernel_size,
@@ -106,6 +109,22 @@ class ConvBNNeuron(nn.Module):
         # .data: autograd keeps the buffer for backward, though it reads it in eval mode only
         bn.running_var.data.copy_(past + (bn.running_var - past) * unbias)
         return y
+
+
+class SampledConv2d(nn.Conv2d):
+    """A strided 1x1 convolution that on the CPU leaves out first what its stride leaves out.
+
+    The same function, around a fault of oneDNN's: with few channels, channels last, the gradient of
+    the weight is computed outside of its memory, on processors with AVX2 below 8 channels, with
+    AVX-512 below 16; see https://github.com/uxlfoundation/oneDNN/issues/6035. torch.compile chooses
+    channels last by itself. ``tests/layers/test_onednn.py`` tells when it is mended.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.device.type != "cpu":
+            return super()._conv_forward(input, weight, bias)
+        rows, columns = self.stride
+        return F.conv2d(input[..., ::rows, ::columns], weight, bias, groups=self.groups)
 
 
 def _max_pool(x: Tensor) -> Tensor:

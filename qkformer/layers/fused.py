@@ -45,7 +45,7 @@ def convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     Added by the convolution, it costs a pass over the output, and another for its gradient. So it
     is where nothing else is possible: a convolution of another kind, or hooks on it.
     """
-    if conv.bias is None or type(conv) is not nn.Conv2d or hooked(conv):
+    if conv.bias is None or type(conv).forward is not nn.Conv2d.forward or hooked(conv):
         return conv(x), None
     return conv._conv_forward(x, conv.weight, None), conv.bias
 

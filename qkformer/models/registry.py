@@ -12,7 +12,7 @@ from qkformer.text import did_you_mean
 
 MODULES = ("qkformer", "spikformer", "maxformer")
 TIMM_OPTIONS = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"}
-TIMM_OPTIONS |= {"out_indices", "feature_cls"}
+TIMM_OPTIONS |= {"out_indices", "feature_cls", "pretrained_model_args"}
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -68,13 +68,16 @@ def build(
             raise TypeError(f"{variant} takes no argument {name!r}{did_you_mean(name, accepted)}")
     options = {**defaults, **kwargs}
     stages = len(options.get("depths", (1,)))  # Spikformer has one resolution
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         cls,
         variant,
         pretrained,
         feature_cfg={"out_indices": tuple(range(stages)), "feature_cls": "getter"},
         **options,
     )
+    # what timm's save_for_hf writes, for "local-dir:" and "hf-hub:" to build the same model
+    model._model_args = {key: kwargs[key] for key in kwargs if key in accepted}
+    return model
 
 
 def image_cfg(size: int = 224, num_classes: int = 1000, **kwargs: Any) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import pytest
 import timm
 import timm.utils
 import torch
+from conftest import make_fire, make_model, with_spikes
 from timm.layers import set_layer_config
+from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
@@ -41,13 +43,45 @@ def test_no_pretrained_weights_are_pretended():
         timm.create_model("qkformer_4_384", pretrained=True)
 
 
+@pytest.mark.parametrize(
+    "name", ["qkformer_2_256", "ms_qkformer_4_384", "maxformer_4_384", "spikformer_4_384"]
+)
+def test_what_timm_saves_it_builds_again(name, tmp_path):
+    """With the model's arguments, also one that is None, which timm's create_model drops."""
+    options = {"in_chans": 4, "num_classes": 7, "neuron": "plif", "attn_scale": None}
+    model = make_model(name, **SMALL, **options).float()
+    save_for_hf(model, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert str(loaded) == str(model)
+    x = torch.randn(2, 4, 2 * model.downsampling, 3 * model.downsampling)
+    logits, _ = with_spikes(model, x)
+    assert torch.equal(loaded(x), logits)
+
+
+def test_ablations_that_timm_saves_it_builds_again(tmp_path):
+    options = {"ssa": "original", "mixers": ("ssa", "channel_qk", "ssa"), "depths": (1, 0, 1)}
+    model = timm.create_model("qkformer_4_384", **SMALL, **options)
+    save_for_hf(model, tmp_path)
+    fine_tuned = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=5, T=3)
+    assert fine_tuned.ssa == "original" and fine_tuned.T == 3
+    assert fine_tuned.head.out_features == 5
+    assert str(fine_tuned.stages) == str(model.stages)
+    weights = fine_tuned.stages.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in model.stages.state_dict().items())
+
+
+def lively(name="qkformer_4_384", **options):
+    return make_fire(timm.create_model(name, **SMALL, **options)).eval()
+
+
 def test_head():
-    model = timm.create_model("qkformer_4_384", num_classes=0, **SMALL)
+    model = lively(num_classes=0)
     x = torch.randn(2, 3, 32, 32)
-    assert model(x).shape == (2, model.num_features) == (2, 32)
+    pooled, _ = with_spikes(model, x)
+    assert pooled.shape == (2, model.num_features) == (2, 32)
     features = model.forward_features(x)
     assert features.shape == (2, 2, 32, 8, 8)
-    assert torch.equal(model.forward_head(features, pre_logits=True), model(x))
+    assert torch.equal(model.forward_head(features, pre_logits=True), pooled)
     model.double().reset_classifier(5)
     assert model.num_classes == 5
     assert model(x.double()).shape == (2, 5)
@@ -60,13 +94,14 @@ def test_head():
 
 @pytest.mark.parametrize("name", ["qkformer_4_384", "ms_qkformer_4_384", "maxformer_4_384"])
 def test_features_of_the_stages(name):
-    model = timm.create_model(name, features_only=True, **SMALL).eval()
+    model = lively(name, features_only=True)
     assert model.feature_info.channels() == [8, 16, 32]
     assert model.feature_info.reduction() == [1, 2, 4]
     x = torch.randn(2, 3, 32, 32)
-    shapes = [tuple(f.shape) for f in model(x)]
-    assert shapes == [(2, 8, 32, 32), (2, 16, 16, 16), (2, 32, 8, 8)]
-    model = timm.create_model(name, features_only=True, out_indices=(1,), **SMALL)
+    features = model(x)
+    assert [tuple(f.shape) for f in features] == [(2, 8, 32, 32), (2, 16, 16, 16), (2, 32, 8, 8)]
+    assert all((f[0] != f[1]).any() for f in features)
+    model = lively(name, features_only=True, out_indices=(1,))
     assert [f.shape[1] for f in model(x)] == [16]
 
 
@@ -77,8 +112,9 @@ def test_features_of_models_with_fewer_stages(name, stages):
 
 
 def test_intermediates():
-    model = timm.create_model("qkformer_4_384", **SMALL).eval()
+    model = lively()
     x = torch.randn(2, 3, 32, 32)
+    with_spikes(model, x)
     final, every = model.forward_intermediates(x)
     assert torch.equal(final, model.forward_features(x))
     assert torch.equal(every[-1], final.mean(0))
@@ -116,20 +152,21 @@ def test_layer_decay_follows_the_order_of_the_layers(name):
 
 
 def test_optimizer_and_scheduler_of_timm():
-    model = timm.create_model("qkformer_4_384", **SMALL)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.06)
+    model = lively()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.0)
     create_scheduler_v2(optimizer, sched="cosine", num_epochs=10)
     before = [p.clone() for p in model.parameters()]
     model(torch.randn(4, 3, 32, 32)).square().sum().backward()
     optimizer.step()
-    changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
-    assert sum(changed) > len(changed) // 2
+    for (name, p), old in zip(model.named_parameters(), before, strict=True):
+        assert not torch.equal(p, old), name
 
 
 def test_unpooled_features_and_head_dropout():
     x = torch.randn(2, 3, 32, 32)
-    model = timm.create_model("qkformer_4_384", num_classes=0, global_pool="", **SMALL).eval()
-    assert torch.equal(model(x), model.forward_features(x))
+    model = lively(num_classes=0, global_pool="")
+    unpooled, _ = with_spikes(model, x)
+    assert torch.equal(unpooled, model.forward_features(x))
     model.reset_classifier(5, "avg")
     assert model(x).shape == (2, 5)
     model = timm.create_model("qkformer_4_384", drop_rate=0.5, **SMALL)
@@ -138,13 +175,17 @@ def test_unpooled_features_and_head_dropout():
 
 @pytest.mark.parametrize("frozen", [["stages.0"], ["stages.0", "stages.1", "stages.2"]])
 def test_frozen_stages_train(frozen):
-    model = timm.create_model("qkformer_4_384", **SMALL)
+    model = lively().train()
     timm.utils.freeze(model, frozen)
-    before = model.stages[0].embed.convs[0].bn.running_mean.clone()
-    model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
-    assert torch.equal(model.stages[0].embed.convs[0].bn.running_mean, before)
-    assert model.stages[0].embed.convs[0].conv.weight.grad is None
-    assert model.head.weight.grad is not None
+    first = model.stages[0].embed.convs[0]
+    before = first.bn.running_mean.clone()
+    x = torch.randn(2, 3, 32, 32)
+    model(x).sum().backward()
+    assert torch.equal(first.bn.running_mean, before)
+    assert first.conv.weight.grad is None
+    assert all(model.head.weight.grad.any(0))
+    trained = model.stages[len(frozen) :].parameters()
+    assert all(p.grad.any() for p in trained)
 
 
 def test_exportable_flag_is_harmless():
