@@ -1,1 +1,1 @@
-"""From a configuration to trained weights: `qkformer.training.run` is the way in."""
+"""From a configuration to trained weights: train.py reads top to bottom, main.py opens it."""
