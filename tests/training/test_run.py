@@ -610,6 +610,32 @@ def test_testing_names_a_checkpoint_it_cannot_read(tmp_path, config, capsys, che
 
 # ------------------------------------------------------------------------------------ the doors
 
+WINDOWS = """
+import signal, sys, types
+import spikingjelly.activation_based.neuron, timm, torch, torchvision, torch.utils.tensorboard
+locking = types.SimpleNamespace(locking=lambda *_: None, LK_NBLCK=2)
+sys.modules.update(fcntl=None, resource=None, msvcrt=locking)
+del signal.SIGUSR1
+sys.path.insert(0, sys.argv[1])
+from training import few
+few.register()
+few.train(few.write_config(few.Path(".")), "run", "--epochs", "1", "--data.workers", "1")
+few.main.test("few.yml", ["--checkpoint", "run/last.pth", "--device", "cpu"])
+assert few.records(few.Path("run"))[0]["memory_mib"] is None
+"""
+
+
+def test_a_run_needs_no_modules_and_signals_that_windows_lacks(tmp_path):
+    command = [sys.executable, "-c", WINDOWS, str(ROOT / "tests")]
+    subprocess.run(command, cwd=tmp_path, env=ONE_THREAD, check=True, timeout=300)
+
+
+def test_the_doors_keep_pytorchs_idle_threads_from_spinning_for_long(tmp_path):
+    environment = {**ONE_THREAD, "OMP_DISPLAY_ENV": "VERBOSE"}
+    environment.pop("GOMP_SPINCOUNT", None)
+    done = door("train.py", "--print_config", folder=tmp_path, env=environment)
+    assert "GOMP_SPINCOUNT = '10000'" in done.stderr
+
 
 def test_the_demo_runs_end_to_end_from_any_folder(tmp_path):
     tiny = ["--model.args.embed_dim=16", "--model.T=1", "--data.image_size=8"]
@@ -625,11 +651,11 @@ def test_the_demo_runs_end_to_end_from_any_folder(tmp_path):
     assert results["images"] == 360
 
 
-def door(script, *arguments, folder):
+def door(script, *arguments, folder, env=ONE_THREAD):
     return subprocess.run(
         [sys.executable, str(ROOT / "cifar10" / script), *arguments],
         cwd=folder,
-        env=ONE_THREAD,
+        env=env,
         capture_output=True,
         text=True,
         timeout=300,
