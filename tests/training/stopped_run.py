@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from multiprocessing import get_context, set_start_method
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,10 +79,11 @@ def _in_process(folder, argv, environment, name):
         atexit._run_exitfuncs()  # which multiprocessing leaves out, and loading processes wait for
 
 
-def start(folder, argv, environments):
+def start(folder, argv, environments, *, launched=False):
     """Processes, one for each environment, until they have ended: exit codes and what they said.
 
-    Forked by a server that has imported everything, which takes a process of its own seconds.
+    Forked by a server that has imported everything, which takes a process of its own seconds. Where
+    they are `launched`, the end of one is a SIGTERM to the others, as from torchrun and srun.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["training.stopped_run"])
@@ -92,8 +94,13 @@ def start(folder, argv, environments):
     ]
     for process in processes:
         process.start()
+    if launched:
+        wait([process.sentinel for process in processes], timeout=240)
+        for process in processes:
+            process.terminate()
     for process in processes:
         process.join(240)
+        process.kill()
     texts = {
         stream: "".join((folder / f"{name}.{stream}").read_text() for name in names)
         for stream in ("stdout", "stderr")

@@ -50,13 +50,14 @@ SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 ARGV = ["--output", "run", "--device", "cpu"]
 
 
-def start(folder, *, processes=1, signal_at="", config=CONFIG, launcher=TORCHRUN):
+def start(folder, *, processes=1, signal_at="", config=CONFIG, names=TORCHRUN, launched=False):
     (folder / "few.yml").write_text(config)
     places = [{}]
     if processes > 1:
         port = free_port()
-        places = [announcement(launcher, rank, processes, port) for rank in range(processes)]
-    return stopped_run.start(folder, ARGV, [{"SIGNAL_AT": signal_at} | place for place in places])
+        places = [announcement(names, rank, processes, port) for rank in range(processes)]
+    places = [{"SIGNAL_AT": signal_at} | place for place in places]
+    return stopped_run.start(folder, ARGV, places, launched=launched)
 
 
 def finish(folder, processes=1):
@@ -148,7 +149,7 @@ def test_all_processes_stop_at_one_step_when_one_is_asked_to(tmp_path, whole_of_
 def test_processes_that_srun_ends_when_one_has_stopped_end_with_75_all_the_same(tmp_path):
     """As configs/slurm/train.sbatch has it: --kill-on-bad-exit sends SIGTERM to the others."""
     places = "0:step:2:SIGUSR1 0:exit:1:SIGTERM"
-    assert start(tmp_path, processes=2, signal_at=places, launcher=SRUN).codes == [75, 75]
+    assert start(tmp_path, processes=2, signal_at=places, names=SRUN).codes == [75, 75]
 
 
 def test_an_error_of_one_process_ends_all_with_its_reason(tmp_path):
@@ -242,20 +243,25 @@ def test_the_preparation_of_events_stops_again_and_again_and_goes_on(tmp_path, c
     assert not list(root.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_processes_that_wait_for_the_preparation_end_with_it(tmp_path, rank):
+def stopped_early(folder, signal_at, config):
+    """Two processes that are asked to stop before their first step: what they say."""
+    stopped = start(folder, processes=2, signal_at=signal_at, config=config, launched=True)
+    assert stopped.codes == [75, 75]
+    assert "Traceback" not in stopped.stderr
+    return stopped.stderr
+
+
+def test_processes_that_wait_for_the_preparation_end_with_it(tmp_path):
     write_cifar10_dvs(tmp_path / "events", 2, events=30)
     # whichever it is that prepares
-    places = "0:rename:30:SIGTERM 1:rename:30:SIGTERM"
-    stopped = start(tmp_path, processes=2, signal_at=places, config=EVENTS)
-    assert 75 in stopped.codes
-    assert "stopped by SIGTERM before training began" in stopped.stderr
+    said = stopped_early(tmp_path, "0:rename:30:SIGTERM 1:rename:30:SIGTERM", EVENTS)
+    assert "process 0: stopped by SIGTERM before training began" in said
 
 
 def test_a_process_that_waits_for_another_machine_stops(tmp_path):
     places = "1:wait:1:PAUSE 0:sleep:2:SIGUSR1"
-    stopped = start(tmp_path, processes=2, signal_at=places)
-    assert "process 0: stopped by SIGUSR1 before training began" in stopped.stderr
+    said = stopped_early(tmp_path, places, CONFIG)
+    assert "process 0: stopped by SIGUSR1 before training began" in said
 
 
 def test_signals_raise_before_training_and_are_remembered_in_it():
