@@ -14,7 +14,7 @@ import torch
 from data.event_files import write_cifar10_dvs
 from same import assert_same
 from training import stopped_run
-from training.few import SMALL, metrics
+from training.few import SMALL, metrics, register
 from training.stopped_run import announcement, free_port, signal_at
 
 from qkformer.checkpoint.io import read_checkpoint
@@ -82,10 +82,30 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_of_two(tmp_path_factory):
+def folder_of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole_of_two")
     finish(folder, processes=2)
-    return result(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(folder_of_two):
+    return result(folder_of_two)
+
+
+@pytest.mark.parametrize(("weights", "whose"), [("trained", ""), ("ema", "ema_")])
+def test_one_process_confirms_to_the_digit_what_two_have_reported(
+    folder_of_two, whole_of_two, monkeypatch, weights, whose
+):
+    register(monkeypatch)
+    last = folder_of_two / "run/last.pth"
+    options = ["--checkpoint", str(last), "--weights", weights, "--device", "cpu"]
+    main.test(folder_of_two / "few.yml", [*options, "--output", str(folder_of_two / weights)])
+    found = json.loads((folder_of_two / weights / "results.json").read_text())
+    reported = whole_of_two[0][-1]
+    for key in ("acc1", "acc5"):
+        assert found[key] == reported[f"{whose}test_{key}"]
+    assert found["loss"] == pytest.approx(reported[f"{whose}test_loss"], rel=1e-14)  # sum of sums
 
 
 def test_a_run_killed_again_and_again_ends_bit_for_bit_as_one_that_was_not(tmp_path, whole):
