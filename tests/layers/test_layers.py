@@ -9,19 +9,18 @@ from torch import nn
 
 from qkformer.layers import (
     MIXERS,
-    SPEDS,
-    SPS,
     Conv3x3,
     ConvBNNeuron,
     EmbedSpec,
+    PatchEmbed,
     QKChannelAttention,
     QKTokenAttention,
     Residual,
     SpikingBlock,
     SpikingSelfAttention,
-    SPSSpec,
     drop_path,
 )
+from qkformer.layers.patch_embed import sps
 from qkformer.neurons import LIF
 
 T, B, C, H, W = 3, 2, 12, 4, 6
@@ -178,8 +177,8 @@ def test_membrane_shortcut_around_each_half_of_an_mlp_of_ratio_1():
 @pytest.mark.parametrize("wiring", ["aba", "pa", "ms"])
 @pytest.mark.parametrize("stem", [True, False])
 def test_speds_is_main_path_plus_shortcut(wiring, stem):
-    spec = EmbedSpec((Conv3x3(8, pool=True), Conv3x3(6, stride=2)), shortcut_after=1)
-    layer = lively(SPEDS(3, spec, wiring=wiring, stem=stem))
+    spec = EmbedSpec((Conv3x3(8, pool="before"), Conv3x3(6, stride=2)), shortcut_after=1)
+    layer = lively(PatchEmbed(3, spec, wiring=wiring, stem=stem))
     x = torch.randn(T, B, 3, 8, 12, dtype=torch.float64)
     main, shortcut = (lambda y: layer.convs[1](y)), layer.shortcut
     y = layer.convs[0](LIF()(x) if wiring == "ms" and not stem else x)
@@ -193,7 +192,7 @@ def test_speds_is_main_path_plus_shortcut(wiring, stem):
 
 
 def test_sps_pools_behind_its_neurons():
-    layer = lively(SPS(3, SPSSpec(16, (False, True, False, True))))
+    layer = lively(PatchEmbed(3, sps(16, (False, True, False, True))))
     x = torch.randn(T, B, 3, 8, 8, dtype=torch.float64)
     y = layer(x)
     assert y.shape == (T, B, 16, 2, 2)
