@@ -1,4 +1,4 @@
-"""Shared by all tests: the gpu marker, and models whose neurons fire."""
+"""Shared by all tests: the markers, and models whose neurons fire."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,13 @@ import qkformer
 from qkformer.models import SpikingTransformer
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skipped = {} if torch.cuda.is_available() else {"gpu": "needs a CUDA device"}
+    if "slow" not in config.option.markexpr:
+        skipped["slow"] = "another size of what is tested anyhow; -m slow runs it"
+    for item in items:
+        for marker in skipped.keys() & item.keywords.keys():
+            item.add_marker(pytest.mark.skip(reason=skipped[marker]))
 
 
 def make_model(name: str, seed: int = 0, **options) -> SpikingTransformer:

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from conftest import make_model
+from families import FAMILIES
 from torch import nn
 
 import qkformer
 from qkformer.layers import ConvBNNeuron
-from qkformer.neurons import SpikingNeuron
+from qkformer.neurons import SFA, SpikingNeuron
 
 IMAGENET = dict(embed_dim=32, num_heads=2, T=2)
 SMALL = dict(embed_dim=32, num_heads=2, T=3)
@@ -26,6 +27,16 @@ MODELS = {
     "maxformer cifar": ("maxformer_4_384", SMALL, (2, 3, 24, 24)),
     "spikformer": ("spikformer_4_384", SMALL, (2, 3, 32, 32)),
     "spikformer events": ("spikformer_2_256", SMALL, (1, 4, 2, 48, 32)),
+    "cml spikformer": ("cml_spikformer_4_384", SMALL, (2, 3, 32, 32)),
+    "spikingformer": ("spikingformer_4_384", SMALL, (2, 3, 32, 32)),
+    "spike-driven transformer": ("sdt_2_512", SMALL, (2, 3, 32, 32)),
+    "meta-spikeformer": ("metaspikformer_8_384", FAMILIES["metaspikformer_8_384"], (2, 3, 32, 32)),
+    "e-spikeformer": ("espikeformer_t", FAMILIES["espikeformer_t"], (2, 3, 32, 64)),
+    "large e-spikeformer": (
+        "espikeformer_12_512",
+        FAMILIES["espikeformer_12_512"],
+        (2, 3, 32, 32),
+    ),
 }
 
 
@@ -41,7 +52,7 @@ def with_spikes(model, x):
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, out: spikes.append(out))
         for module in model.modules()
-        if isinstance(module, SpikingNeuron)
+        if isinstance(module, SpikingNeuron | SFA)
     ]
     with torch.no_grad():
         logits = model(x)

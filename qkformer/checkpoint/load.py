@@ -24,7 +24,7 @@ from qkformer.checkpoint.content import (
 from qkformer.checkpoint.fit import HEAD, differences, refusal, same_shape, suggestion
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
-from qkformer.models import SpikingTransformer
+from qkformer.models import SpikingNetwork
 
 # md5 -> what is known of files whose links are dead
 KNOWN_FILES = {
@@ -87,7 +87,7 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: SpikingTransformer,
+    model: SpikingNetwork,
     path: str | os.PathLike,
     *,
     strict: bool = True,
@@ -113,7 +113,7 @@ def load_checkpoint(
             ``attn_scale``) leaves no trace in a state dict: a file of ours is checked by the model
             name it records, a bare state dict cannot be.
     """
-    if not isinstance(model, SpikingTransformer):
+    if not isinstance(model, SpikingNetwork):
         raise TypeError(f"expected a model of this package, got {type(model).__name__}")
     content = read_checkpoint(path)
     state_dict_key, state = find_state_dict(content, path, use_ema)
@@ -146,7 +146,7 @@ def load_checkpoint(
 
 
 def check_checkpoint(
-    model: SpikingTransformer, path: str | os.PathLike, *, use_ema: bool = False
+    model: SpikingNetwork, path: str | os.PathLike, *, use_ema: bool = False
 ) -> dict[str, Any]:
     """Refuse a checkpoint that cannot fit ``model``, whatever its classes and input channels.
 
@@ -193,7 +193,7 @@ class _Match:
 
 
 def _match(
-    model: SpikingTransformer,
+    model: SpikingNetwork,
     state: dict[str, Tensor],
     path: str | os.PathLike,
     kept_out: Iterable[str],
@@ -215,12 +215,13 @@ def _match(
 
 
 def _published_names(
-    model: SpikingTransformer, state: dict[str, Tensor], path: str | os.PathLike
+    model: SpikingNetwork, state: dict[str, Tensor], path: str | os.PathLike
 ) -> tuple[dict[str, str], list[str]]:
     """Our key -> published key, and the file's keys that take no part in the published forward."""
     try:
         names = {key: name for key, (name, _) in released_names(model).items()}
-        return names, unused_keys(model, state)
+        unused = unused_keys(model)
+        return names, [key for key in state if unused.fullmatch(key)]
     except NoPublishedNames as error:
         raise CheckpointError(
             f"{path}: the keys are not this model's, and it has no published names: {error}"
@@ -228,9 +229,7 @@ def _published_names(
         ) from error
 
 
-def _check_name(
-    model: SpikingTransformer, content: dict[str, Any], path: str | os.PathLike
-) -> None:
+def _check_name(model: SpikingNetwork, content: dict[str, Any], path: str | os.PathLike) -> None:
     """Refuse a file that records another registered model."""
     section = recorded_config(content).get("model")
     recorded = section.get("name") if isinstance(section, dict) else None

@@ -4,6 +4,7 @@ import pytest
 import timm
 import timm.utils
 import torch
+from families import FAMILIES
 from timm.layers import set_layer_config
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
@@ -15,19 +16,24 @@ SMALL = {"embed_dim": 32, "num_heads": 4, "T": 2}
 
 
 @pytest.mark.parametrize("name", qkformer.list_models())
+def test_every_model_is_timms_too(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=7)
+    cfg = model.pretrained_cfg
+    assert cfg["architecture"] == name and cfg["input_size"][0] == model.in_chans
+    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_timm_builds_the_same_model(name):
     torch.manual_seed(0)
-    ours = qkformer.create_model(name, num_classes=7, drop_path_rate=0.1)
+    ours = qkformer.create_model(name, num_classes=7, **FAMILIES[name])
     torch.manual_seed(0)
-    theirs = timm.create_model(name, num_classes=7, drop_path_rate=0.1)
+    theirs = timm.create_model(name, num_classes=7, **FAMILIES[name])
     assert str(ours) == str(theirs)
     for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    assert timm.is_model(name)
-    cfg = theirs.pretrained_cfg
-    assert cfg["architecture"] == name and cfg["input_size"][0] == ours.in_chans
-    assert theirs.get_submodule(cfg["classifier"]) is theirs.get_classifier()
-    assert isinstance(theirs.get_submodule(cfg["first_conv"]), nn.Conv2d)
 
 
 def test_timm_drops_none_so_unscaled_attention_is_a_scale_of_one():
@@ -90,9 +96,9 @@ def test_intermediates():
         model.forward_intermediates(x, output_fmt="NLC")
 
 
-@pytest.mark.parametrize("name", qkformer.list_models("*_4_384"))
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "_4_384" in name])
 def test_layer_decay_follows_the_order_of_the_layers(name):
-    model = qkformer.create_model(name, neuron="plif")
+    model = qkformer.create_model(name, neuron="plif", **FAMILIES[name])
     groups = param_groups_layer_decay(
         model, weight_decay=0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5
     )
