@@ -15,4 +15,8 @@ FAMILIES = {
     "metaspikformer_8_384": dict(dims=(8, 16, 16, 24), depths=(1, 1, 1, 1, 1), num_heads=4),
     "espikeformer_t": dict(dims=(8, 16, 16, 24), depths=(1, 1, 1, 1, 1), num_heads=4),
     "espikeformer_12_512": dict(dims=(8, 16, 16), depths=(1, 1, 1, 1), num_heads=4),
+    "sew_resnet34": dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1)),
+    "sew_resnet101": dict(dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), connection="IAND"),
+    "resnet19": dict(dims=(8, 16, 16), depths=(1, 1, 1), hidden=8),
+    "resnet19_snn": dict(dims=(8, 16, 16), depths=(1, 1, 1), hidden=8),
 }

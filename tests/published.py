@@ -62,6 +62,9 @@ PUBLISHED = {
     "espikeformer_l__imagenet": ("espikeformer_l", {}),
     "espikeformer_12_512__imagenet": ("espikeformer_12_512", {}),
     "espikeformer_12_768__imagenet": ("espikeformer_12_768", {}),
+    "sew_resnet34__imagenet": ("sew_resnet34", {}),
+    "sew_resnet101__imagenet": ("sew_resnet101", {}),
+    "sew_resnet152__imagenet": ("sew_resnet152", {}),
 }
 # One size of each family proves what the others do.
 SLOW = {
@@ -74,6 +77,7 @@ SLOW = {
     "espikeformer_m__imagenet",
     "espikeformer_l__imagenet",
     "espikeformer_12_768__imagenet",
+    "sew_resnet152__imagenet",
 }
 
 

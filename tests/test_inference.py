@@ -32,6 +32,8 @@ MODELS = {
     "spike-driven transformer": ("sdt_2_512", SMALL, (2, 3, 32, 32)),
     "meta-spikeformer": ("metaspikformer_8_384", FAMILIES["metaspikformer_8_384"], (2, 3, 32, 32)),
     "e-spikeformer": ("espikeformer_t", FAMILIES["espikeformer_t"], (2, 3, 32, 64)),
+    "sew-resnet": ("sew_resnet34", FAMILIES["sew_resnet34"], (2, 3, 64, 64)),
+    "resnet-19": ("resnet19_snn", FAMILIES["resnet19_snn"], (2, 3, 16, 16)),
     "large e-spikeformer": (
         "espikeformer_12_512",
         FAMILIES["espikeformer_12_512"],

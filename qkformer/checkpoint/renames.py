@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from qkformer.peers import ESpikeFormer, LargeESpikeFormer, MetaSpikeFormer
+from qkformer.peers import ESpikeFormer, LargeESpikeFormer, MetaSpikeFormer, SEWResNet
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,21 @@ LARGE_ESPIKEFORMER = Renames(
     (*_MLP_NDIM, (r".*\.(\w+_conv\.0|rep_conv)\.conv\d\.0\.weight", 3)),
 )
 
+SEW_RESNET = Renames(
+    (
+        (r"^stages\.0\.embed\.conv\.(conv|bn)", r"\g<1>1"),
+        (r"^stages\.(\d)\.blocks", lambda m: f"layer{int(m[1]) + 1}"),
+        (r"\.branch\.(\d)", lambda m: f".conv{int(m[1]) + 1}.module"),
+        (r"\.shortcut", ".downsample.0.module"),
+        (r"(?<=module)\.conv\.", ".0."),
+        (r"(?<=module)\.bn\.", ".1."),
+        (r"^head\.", "fc."),
+    ),
+)
+
 RENAMES: dict[type[nn.Module], Renames] = {
     MetaSpikeFormer: METASPIKEFORMER,
     ESpikeFormer: ESPIKEFORMER,
     LargeESpikeFormer: LARGE_ESPIKEFORMER,
+    SEWResNet: SEW_RESNET,
 }

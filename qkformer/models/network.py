@@ -17,6 +17,7 @@ class SpikingNetwork(nn.Module):
     Args:
         stages: from input to output.
         head_neuron: between the mean over space and that over time; None for none.
+        features: channels that reach the head, if ``head_neuron`` changes their number.
         num_classes: logits; 0 for no head.
         in_chans: channels of an image or event frame.
         T: time steps to which a static image is repeated.
@@ -35,6 +36,7 @@ class SpikingNetwork(nn.Module):
         self,
         stages: Iterable[SpikingStage],
         head_neuron: nn.Module | None = None,
+        features: int | None = None,
         *,
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -54,7 +56,8 @@ class SpikingNetwork(nn.Module):
             self.feature_info.append(
                 {"num_chs": stage.dim, "reduction": self.downsampling, "module": f"stages.{i}"}
             )
-        self.num_features = self.head_hidden_size = self.stages[-1].dim
+        self.num_features = self.stages[-1].dim
+        self.head_hidden_size = features or self.num_features
         self.head_neuron = head_neuron
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
@@ -133,7 +136,7 @@ class SpikingNetwork(nn.Module):
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.num_classes = num_classes
         like = next(self.parameters())
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
         self.head.to(device=like.device, dtype=like.dtype)
         if num_classes:
             nn.init.trunc_normal_(self.head.weight, std=0.02)
