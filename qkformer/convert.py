@@ -6,6 +6,7 @@ from torch import nn
 
 from qkformer.models.network import SpikingNetwork
 from qkformer.neurons import SFA
+from qkformer.peers.qcfs import QCFS, Firing
 
 
 def convert(model: nn.Module, *, T: int | None = None, method: str) -> nn.Module:
@@ -15,7 +16,9 @@ def convert(model: nn.Module, *, T: int | None = None, method: str) -> nn.Module
         model: stays as it is.
         T: time steps; None for as many as the method has by itself.
         method: "sfa" unrolls the integers of E-SpikeFormer into binary steps, exactly; T is the
-            number of levels.
+            number of levels. "qcfs" puts integrate-and-fire neurons in the place of QCFS
+            activations (QCFS networks, Masked Spiking Transformer), whose outputs theirs approach
+            as T grows.
 
     Raises:
         ValueError: no such method; nothing in the model that it could convert; T does not fit.
@@ -36,4 +39,14 @@ def _unroll(model: SpikingNetwork, T: int | None) -> SpikingNetwork:
     return model
 
 
-METHODS = {"sfa": _unroll}
+def _fire(model: SpikingNetwork, T: int | None) -> SpikingNetwork:
+    activations = [name for name, m in model.named_modules() if isinstance(m, QCFS)]
+    if not activations or T is None or T < 1:
+        raise ValueError(f"method='qcfs' expects T >= 1 and QCFS activations, got T={T}")
+    for name in activations:
+        model.set_submodule(name, Firing(model.get_submodule(name)))
+    model.T = T
+    return model
+
+
+METHODS = {"sfa": _unroll, "qcfs": _fire}

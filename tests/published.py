@@ -65,6 +65,12 @@ PUBLISHED = {
     "sew_resnet34__imagenet": ("sew_resnet34", {}),
     "sew_resnet101__imagenet": ("sew_resnet101", {}),
     "sew_resnet152__imagenet": ("sew_resnet152", {}),
+    "stsa__dvs128gesture": (
+        "stsa_2_256",
+        {"num_classes": 11, "T": 4, "mlp_drop": 0.0, "stsa": "original"},
+    ),
+    "qcfs_resnet18__cifar10": ("qcfs_resnet18", {}),
+    "mst_swin_t__imagenet": ("mst_swin_t", {}),
 }
 # One size of each family proves what the others do.
 SLOW = {

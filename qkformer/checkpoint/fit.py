@@ -17,7 +17,7 @@ from qkformer.models import create_model, list_models
 # Names of heads and of distillation heads, ours and published.
 HEAD = tuple(
     f"{head}.{leaf}"
-    for head in ("head", "head_dist", "head_kd", "fc")
+    for head in ("head", "head_dist", "head_kd", "fc", "classification")
     for leaf in ("weight", "bias")
 )
 

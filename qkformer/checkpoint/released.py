@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from qkformer.checkpoint.renames import RENAMES
+from qkformer.checkpoint.renames import renames_of
 from qkformer.layers import (
     ConvBNNeuron,
     QKTokenAttention,
@@ -168,7 +168,7 @@ def dialect_of(model: SpikingTransformer) -> Dialect:
     elif isinstance(model, QKFormer):
         family = MS_QKFORMER if model.head_neuron is not None else QKFORMER
     else:
-        family = {}
+        raise NoPublishedNames(f"{type(model).__name__} has no published names")
     if len(embed.convs) not in family:
         raise NoPublishedNames(f"{type(model).__name__} with this stem has no published names")
     return family[len(embed.convs)]
@@ -180,8 +180,8 @@ def released_names(model: SpikingNetwork) -> dict[str, tuple[str, tuple[int, ...
     Raises:
         NoPublishedNames: the model, or a part of it, was not published.
     """
-    if type(model) in RENAMES:
-        rename = RENAMES[type(model)]
+    rename = renames_of(model)
+    if rename is not None:
         return {key: rename(key, tuple(v.shape)) for key, v in model.state_dict().items()}
     modules = {"head": ("head", None)}
     for name, conv, bn, ndim in _layers(model, dialect_of(model)):
@@ -218,7 +218,7 @@ def released_state_dict(model: SpikingNetwork) -> dict[str, Tensor]:
 
 def unused_keys(model: SpikingNetwork) -> re.Pattern:
     """What a published file's keys that take no part in the published forward match in full."""
-    renames = RENAMES.get(type(model)) or dialect_of(model)
+    renames = renames_of(model) or dialect_of(model)
     return re.compile(renames.unused)
 
 

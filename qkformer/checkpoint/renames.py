@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from qkformer.peers import ESpikeFormer, LargeESpikeFormer, MetaSpikeFormer, SEWResNet
+from qkformer.peers import (
+    CIFARResNet,
+    ESpikeFormer,
+    LargeESpikeFormer,
+    MaskedSpikingTransformer,
+    MetaSpikeFormer,
+    SEWResNet,
+    STSAFormer,
+)
+from qkformer.peers.qcfs import QCFS
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,70 @@ SEW_RESNET = Renames(
         (r"^head\.", "fc."),
     ),
 )
+STSA = Renames(
+    (
+        (r"^stages\.0\.embed\.convs\.(\d)\.", lambda m: f"conv_stem.block{int(m[1]) + 1}_"),
+        (r"^stages\.0\.embed\.rpe\.branch\.", "conv_stem.block5_"),
+        (r"^stages\.0\.blocks", "block"),
+        (r"\.(attn|mlp)\.branch\.(qkv|proj|fc\d)\.", r".\1.\2_"),
+        (r"\.attn\.branch\.bias_table", ".attn.relative_position_bias_table"),
+        (r"^head\.", "classification."),
+    ),
+    ((r".*\.attn\.\w+_conv\.weight", 3),),
+    r".*\.attn\.(to_qkv_(proj|bn)\..*|mask_mat|relative_position_index)",
+)
+QCFS_RESNET = Renames(
+    (
+        (r"^stages\.0\.embed\.conv\.", "conv1.0."),
+        (r"^stages\.0\.embed\.bn\.", "conv1.1."),
+        (r"^stages\.0\.embed\.neuron\.", "conv1.2."),
+        (r"^stages\.(\d)\.blocks", lambda m: f"conv{int(m[1]) + 2}_x"),
+        (r"\.branch\.0\.conv\.", ".residual_function.0."),
+        (r"\.branch\.0\.bn\.", ".residual_function.1."),
+        (r"\.branch\.0\.neuron\.", ".residual_function.2."),
+        (r"\.branch\.1\.conv\.", ".residual_function.3."),
+        (r"\.branch\.1\.bn\.", ".residual_function.4."),
+        (r"\.shortcut\.conv\.", ".shortcut.0."),
+        (r"\.shortcut\.bn\.", ".shortcut.1."),
+        (r"\.neuron\.", ".act."),
+        (r"theta", "thresh"),
+        (r"^head\.", "fc."),
+    ),
+)
+MST = Renames(
+    (
+        (r"^stages\.0\.embed\.", "patch_embed."),
+        (r"^stages\.(\d)\.embed\.", lambda m: f"layers.{int(m[1]) - 1}.downsample."),
+        (r"downsample\.act", "downsample.reduction_if"),
+        (r"^stages\.\d\.blocks\.\d+\.(weight|bias)$", r"norm.\1"),
+        (r"^stages\.", "layers."),
+        (r"patch_embed\.act", "patch_embed.proj_if"),
+        (r"\.act(\d)\.", r".shortcut\1_if."),
+        (r"out_act", "attn_v_if"),
+        (r"_act\.", "_if."),
+        (r"\.fc(\d)\.conv\.", r".mlp.fc\1."),
+        (r"\.fc(\d)\.bn\.", r".mlp.norm\1."),
+        (r"\.fc(\d)\.neuron\.", r".mlp.fc\1_if."),
+        (r"bias_table", "relative_position_bias_table"),
+        (r"\.layer\.", "."),
+        (r"theta", "up"),
+    ),
+    ((r".*\.(qkv|fc\d|attn\.proj|reduction)\.weight", 2),),
+    r".*\.(relative_position_index|attn_mask)",
+)
 
 RENAMES: dict[type[nn.Module], Renames] = {
     MetaSpikeFormer: METASPIKEFORMER,
     ESpikeFormer: ESPIKEFORMER,
     LargeESpikeFormer: LARGE_ESPIKEFORMER,
     SEWResNet: SEW_RESNET,
+    STSAFormer: STSA,
+    MaskedSpikingTransformer: MST,
 }
+
+
+def renames_of(model: nn.Module) -> Renames | None:
+    """None for a model whose names are no substitutions in ours."""
+    if isinstance(model, CIFARResNet):  # ResNet-19 is of no published file
+        return QCFS_RESNET if any(isinstance(m, QCFS) for m in model.modules()) else None
+    return RENAMES.get(type(model))

@@ -77,8 +77,8 @@ class Spikformer(SpikingTransformer):
 
 
 _IMAGENET = dict(depth=8, num_heads=8, stem=imagenet_stem, between=pool_first)
-_CIFAR = dict(embed_dim=384, depth=4, num_heads=12, stem=cifar_stem, between=pool_last)
-_CIFAR |= dict(pools=(False, False, True, True), qkv_bias=True)
+CIFAR = dict(embed_dim=384, depth=4, num_heads=12, stem=cifar_stem, between=pool_last)
+CIFAR |= dict(pools=(False, False, True, True), qkv_bias=True)
 _DVS = dict(embed_dim=256, depth=2, num_heads=16, stem=dvs_stem, between=pool_last)
 _DVS |= dict(attn_scale=0.25, T=16, speds_stages=2)
 
@@ -87,6 +87,6 @@ for _prefix, _pool in (("spikformer", "after"), ("cml_spikformer", "before")):
         f"{_prefix}_8_{dim}": (image_cfg(), dict(_IMAGENET, embed_dim=dim, pool=_pool))
         for dim in (384, 512, 768)
     }
-    _variants[f"{_prefix}_4_384"] = (cifar_cfg(), dict(_CIFAR, pool=_pool))
+    _variants[f"{_prefix}_4_384"] = (cifar_cfg(), dict(CIFAR, pool=_pool))
     _variants[f"{_prefix}_2_256"] = (dvs_cfg(), dict(_DVS, pool=_pool))
     register_variants(Spikformer, _variants)

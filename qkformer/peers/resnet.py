@@ -14,6 +14,7 @@ from qkformer.layers import ConvBNNeuron
 from qkformer.models.network import SpikingNetwork, neuron_maker
 from qkformer.models.registry import cifar_cfg, image_cfg, register_variants
 from qkformer.models.stage import SpikingStage
+from qkformer.peers.qcfs import qcfs
 
 Neuron = Callable[[], nn.Module]
 CONNECTIONS = {
@@ -183,15 +184,16 @@ def relu(**_of_spiking_neurons: Any) -> nn.Module:
 TDBN_NEURON = dict(surrogate="triangle", strict=True, detach_reset=False, decay_input=False)
 
 
-class ResNet19(SpikingNetwork):
-    """ResNet-19 for CIFAR, with a hidden layer in front of the head.
+class CIFARResNet(SpikingNetwork):
+    """ResNet-19 and ResNet-18 for CIFAR: a 3x3 stem, no max pool, activation after addition.
 
     Args:
-        dims: channels of the stages.
+        stem_dim, dims: channels of the stem and of the stages.
         depths: blocks of the stages.
-        hidden: width of the layer in front of the head.
+        hidden: width of a layer with activation in front of the head; None for no such layer.
+        project: the first block of every stage has a convolution in its shortcut.
         neuron, neuron_args, backend: as for :class:`~qkformer.models.base.SpikingTransformer`;
-            :func:`relu` for the ANN.
+            :func:`relu` or :func:`~qkformer.peers.qcfs.qcfs` for ANNs.
         kwargs: those of :class:`~qkformer.models.network.SpikingNetwork`.
     """
 
@@ -199,8 +201,10 @@ class ResNet19(SpikingNetwork):
         self,
         *,
         depths: Sequence[int],
-        dims: Sequence[int] = (128, 256, 512),
-        hidden: int = 256,
+        dims: Sequence[int],
+        stem_dim: int = 64,
+        hidden: int | None = None,
+        project: bool = False,
         in_chans: int = 3,
         neuron: str | Callable[..., nn.Module],
         neuron_args: dict[str, Any] | None = None,
@@ -210,11 +214,11 @@ class ResNet19(SpikingNetwork):
         make = neuron_maker(neuron, neuron_args, backend)
 
         def block(in_chans: int, dim: int, stride: int, first: bool) -> ResidualBlock:
-            return residual_block(in_chans, dim, stride, neuron=make, project=first)
+            return residual_block(in_chans, dim, stride, neuron=make, project=project and first)
 
-        stem = ConvBNNeuron(in_chans, dims[0] // 2, 3, neuron=make())
-        stages = residual_stages(stem, dims[0] // 2, 1, dims, depths, block)
-        head_neuron = nn.Sequential(nn.Linear(dims[-1], hidden), make())
+        stem = ConvBNNeuron(in_chans, stem_dim, 3, neuron=make())
+        stages = residual_stages(stem, stem_dim, 1, dims, depths, block)
+        head_neuron = nn.Sequential(nn.Linear(dims[-1], hidden), make()) if hidden else None
         super().__init__(stages, head_neuron, features=hidden, in_chans=in_chans, **kwargs)
 
 
@@ -229,13 +233,13 @@ register_variants(
     },
 )
 _CIFAR = cifar_cfg() | dict(first_conv="stages.0.embed.conv")
+_RESNET19 = dict(depths=(3, 3, 2), dims=(128, 256, 512), hidden=256, project=True)
+_RESNET18 = dict(depths=(2, 2, 2, 2), dims=(64, 128, 256, 512), neuron=qcfs, T=1)
 register_variants(
-    ResNet19,
+    CIFARResNet,
     {
-        "resnet19": (_CIFAR, dict(depths=(3, 3, 2), neuron=relu, T=1)),
-        "resnet19_snn": (
-            _CIFAR,
-            dict(depths=(3, 3, 2), neuron="lif", neuron_args=TDBN_NEURON),
-        ),
+        "resnet19": (_CIFAR, dict(_RESNET19, neuron=relu, T=1)),
+        "resnet19_snn": (_CIFAR, dict(_RESNET19, neuron="lif", neuron_args=TDBN_NEURON)),
+        "qcfs_resnet18": (_CIFAR, dict(_RESNET18, neuron_args={"levels": 8})),
     },
 )

@@ -115,7 +115,8 @@ def test_layer_decay_follows_the_order_of_the_layers(name):
         *(next(block.parameters()) for block in model.stages[-1].blocks[-1:]),
         model.head.weight,
     ]
-    assert [scale[p] for p in order] == sorted({scale[p] for p in order})
+    scales = [scale[p] for p in order]
+    assert scales == sorted(scales) and scales[0] < scales[1] < scales[-1]
     assert all(decay[named[key]] == 0 for key in model.no_weight_decay())
     assert len(model.no_weight_decay()) > 10
     assert set(timm.models.group_parameters(model, model.group_matcher(coarse=True))) >= {0, 1}
