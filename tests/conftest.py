@@ -25,8 +25,13 @@ def make_model(name: str, seed: int = 0, **options) -> SpikingTransformer:
     """
     model = qkformer.create_model(name, **options).double().eval()
     state = model.state_dict()
-    # synthetic_state knows a query's BatchNorm by its published name
-    shapes = {key.replace(".q.bn.", ".q_bn."): value.shape for key, value in state.items()}
+    # synthetic_state knows a query's BatchNorm and a threshold by their published names
+    published = {".q.bn.": ".q_bn.", ".theta": ".thresh"}
+    shapes = {}
+    for key, value in state.items():
+        for ours, theirs in published.items():
+            key = key.replace(ours, theirs)
+        shapes[key] = value.shape
     values = synthetic_state(shapes, seed).values()
     model.load_state_dict(
         {k: torch.from_numpy(np.asarray(v)) for k, v in zip(state, values, strict=True)}
