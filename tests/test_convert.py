@@ -25,7 +25,7 @@ def test_more_steps_bring_spikes_nearer_to_their_activations(name):
         if isinstance(module, IF):
             module.register_forward_hook(lambda _m, _i, spikes: rates.append(spikes.mean().item()))
     assert distance(many, model, x) < 0.5 * distance(few, model, x)
-    assert len(rates) > 5 and max(rates) <= 1 and sum(rates) / len(rates) > 0.1
+    assert len(rates) >= 5 and max(rates) <= 1 and sum(rates) / len(rates) > 0.1
     torch.testing.assert_close(many(x)[:1], many(x[:1]))
 
 
