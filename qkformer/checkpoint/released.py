@@ -148,6 +148,8 @@ def dialect_of(model: SpikingTransformer) -> Dialect:
     Raises:
         NoPublishedNames: no such model was.
     """
+    if not isinstance(model, SpikingTransformer):
+        raise NoPublishedNames(f"{type(model).__name__} has no published names")
     embed = model.stages[0].embed
     if isinstance(model, Spikformer):
         if embed.rpe is None:
@@ -168,7 +170,7 @@ def dialect_of(model: SpikingTransformer) -> Dialect:
     elif isinstance(model, QKFormer):
         family = MS_QKFORMER if model.head_neuron is not None else QKFORMER
     else:
-        raise NoPublishedNames(f"{type(model).__name__} has no published names")
+        family = {}
     if len(embed.convs) not in family:
         raise NoPublishedNames(f"{type(model).__name__} with this stem has no published names")
     return family[len(embed.convs)]

@@ -23,7 +23,7 @@ class Renames:
 
     Attributes:
         steps: regular expressions and what replaces them, one after the other.
-        ndim: pattern of keys -> dimensions of their published shape; ours ends in ones.
+        ndim: pattern of keys -> dimensions of their published shape; both end in ones.
         unused: pattern of keys that take no part in the published forward.
     """
 
@@ -37,7 +37,7 @@ class Renames:
             key = re.sub(pattern, replacement, key)
         for pattern, ndim in self.ndim:
             if re.fullmatch(pattern, key):
-                shape = shape[:ndim]
+                shape = (*shape, 1)[:ndim]
         return key, shape
 
 
@@ -133,7 +133,7 @@ STSA = Renames(
         (r"\.attn\.branch\.bias_table", ".attn.relative_position_bias_table"),
         (r"^head\.", "classification."),
     ),
-    ((r".*\.attn\.\w+_conv\.weight", 3),),
+    ((r".*\.attn\.\w+_conv\.weight", 3), (r".*\.mlp\.\w+_conv\.weight", 5)),
     r".*\.attn\.(to_qkv_(proj|bn)\..*|mask_mat|relative_position_index)",
 )
 QCFS_RESNET = Renames(

@@ -90,15 +90,15 @@ def _relative_positions(sizes: tuple[int, int, int]) -> Tensor:
     return (t * (2 * sizes[1] - 1) + y) * (2 * sizes[2] - 1) + x
 
 
-class DroppedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm of what dropout leaves."""
+class DroppedConv2d(nn.Conv2d):
+    """1x1 convolution with dropout behind it, in front of BatchNorm."""
 
-    def __init__(self, num_features: int, p: float):
-        super().__init__(num_features)
+    def __init__(self, dim: int, p: float):
+        super().__init__(dim, dim, 1)
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.dropout(x, self.p, self.training))
+        return F.dropout(super().forward(x), self.p, self.training)
 
 
 class STSAFormer(SpikingNetwork):
@@ -143,7 +143,7 @@ class STSAFormer(SpikingNetwork):
             attention = SpatialTemporalAttention(embed_dim, num_heads, T, grid, make, stsa)
             mlp = SpikingMLP(embed_dim, embed_dim, neuron=make)
             for layer in (mlp.fc1, mlp.fc2):
-                layer.bn = DroppedBatchNorm2d(embed_dim, mlp_drop)
+                layer.conv = DroppedConv2d(embed_dim, mlp_drop)
             layers = nn.Sequential()
             layers.add_module("attn", residual(attention))
             layers.add_module("mlp", residual(mlp))

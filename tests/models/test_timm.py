@@ -36,6 +36,13 @@ def test_timm_builds_the_same_model(name):
         assert torch.equal(a, b)
 
 
+def test_image_models_of_timm_are_built_by_name_too():
+    model = qkformer.create_model("deit_tiny_patch16_224.fb_in1k", num_classes=5, depth=1)
+    assert type(model) is timm.models.VisionTransformer
+    assert model.num_classes == 5
+    assert "deit_tiny_patch16_224" not in qkformer.list_models()
+
+
 def test_timm_drops_none_so_unscaled_attention_is_a_scale_of_one():
     scale = lambda model: model.stages[-1].blocks[0].mixer.branch.scale  # noqa: E731
     assert scale(qkformer.create_model("qkformer_4_384", attn_scale=None)) is None
