@@ -103,11 +103,14 @@ class SpikingNeuron(base.MemoryModule):
     def in_kernels(self) -> bool:
         """Whether this is a neuron that the fast implementations know: of this very function."""
         known = type(self).multi_step_forward is SpikingNeuron.multi_step_forward
-        plain = not self.options and self.v_init is None
-        return known and plain and self.surrogate != "triangle"
+        return known and not self._beyond_kernels
+
+    @property
+    def _beyond_kernels(self) -> bool:
+        return bool(self.options) or self.v_init is not None or self.surrogate == "triangle"
 
     def _check_kernels(self) -> None:
-        if self.backend == "cupy" and not self.in_kernels:
+        if self.backend == "cupy" and self._beyond_kernels:
             raise RuntimeError(
                 f"backend='cupy' has no kernels for {type(self).__name__} with {self._options()}: "
                 "take 'auto' or 'torch'"

@@ -163,6 +163,17 @@ def test_modules_take_the_kernels_and_keep_nothing_but_their_input(host):
     assert not host.launched
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"strict": True}, {"decay_input": False}, {"v_init": 0.5}, {"surrogate": "triangle"}],
+)
+def test_what_the_kernels_do_not_know_runs_without_them_or_is_refused(host, options):
+    LIF(**options)(torch.ones(4, 10))
+    assert not host.launched
+    with pytest.raises(RuntimeError, match=f"no kernels for LIF with {next(iter(options))}="):
+        LIF(backend="cupy", **options)
+
+
 def test_plif_learns_through_the_kernels(host):
     x, grad = currents((4, 50), torch.float64)
     ours, theirs = (PLIF(backend=name).double() for name in ("cupy", "torch"))
