@@ -1,6 +1,8 @@
 """QKFormer and its relatives: spiking vision transformers for research and training."""
 
+from qkformer import peers
 from qkformer.checkpoint import CheckpointError, load_checkpoint, released_state_dict
+from qkformer.convert import convert
 from qkformer.inference import fuse_for_inference
 from qkformer.models import create_model, list_models
 
@@ -9,9 +11,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "__version__",
+    "convert",
     "create_model",
     "fuse_for_inference",
     "list_models",
     "load_checkpoint",
+    "peers",
     "released_state_dict",
 ]

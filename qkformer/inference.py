@@ -4,7 +4,6 @@ import copy
 from typing import TypeVar
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qkformer.layers import ConvBNNeuron
@@ -47,12 +46,14 @@ def fuse_for_inference(model: Model) -> Model:
         )
     fused = copy.deepcopy(model).eval()
     for name, module in fused.named_modules():
-        if isinstance(module, ConvBNNeuron) and isinstance(module.bn, _BatchNorm):
-            if module.bn.running_mean is None:
+        if not isinstance(module, ConvBNNeuron) or isinstance(module.bn, nn.Identity):
+            continue
+        for bn in module.bn if isinstance(module.bn, nn.Sequential) else [module.bn]:
+            if bn.running_mean is None:
                 raise ValueError(
                     f"{name}.bn keeps no running statistics (track_running_stats=False): it "
                     "normalises each batch by itself, which no weights can do"
                 )
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = nn.Identity()
+            module.conv = fuse_conv_bn_eval(module.conv, bn)
+        module.bn = nn.Identity()
     return fused

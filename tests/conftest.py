@@ -12,7 +12,7 @@ from torch import nn
 
 import qkformer
 from qkformer.models import SpikingTransformer
-from qkformer.neurons import PLIF, SpikingNeuron
+from qkformer.neurons import PLIF, SFA, SpikingNeuron
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -40,8 +40,13 @@ def make_fire(model: Model, seed: int = 0) -> Model:
     A fresh model hardly fires behind its first layers, so most properties would hold trivially.
     """
     state = model.state_dict()
-    # synthetic_state knows a query's BatchNorm by its published name
-    shapes = {key.replace(".q.bn.", ".q_bn."): value.shape for key, value in state.items()}
+    # synthetic_state knows a query's BatchNorm and a threshold by their published names
+    published = {".q.bn.": ".q_bn.", ".theta": ".thresh"}
+    shapes = {}
+    for key, value in state.items():
+        for ours, theirs in published.items():
+            key = key.replace(ours, theirs)
+        shapes[key] = value.shape
     values = synthetic_state(shapes, seed).values()
     model.load_state_dict(
         {k: torch.from_numpy(np.asarray(v)) for k, v in zip(state, values, strict=True)}
@@ -55,7 +60,7 @@ def make_fire(model: Model, seed: int = 0) -> Model:
 @torch.no_grad()
 def with_spikes(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The output, and the spikes of every layer of neurons; an error if one does not fire."""
-    neurons = {m: name for name, m in model.named_modules() if isinstance(m, SpikingNeuron)}
+    neurons = {m: name for name, m in model.named_modules() if isinstance(m, SpikingNeuron | SFA)}
     spikes, silent = [], []
 
     def record(neuron: nn.Module, _inputs: tuple, fired: torch.Tensor) -> None:
@@ -77,7 +82,7 @@ def firing() -> Iterator[dict[SpikingNeuron, bool]]:
     fired: dict[SpikingNeuron, bool] = {}
 
     def record(module: nn.Module, _inputs: tuple, output: torch.Tensor) -> None:
-        if isinstance(module, SpikingNeuron):
+        if isinstance(module, SpikingNeuron | SFA):
             fired[module] = fired.get(module, False) or bool(output.any())
 
     hook = nn.modules.module.register_module_forward_hook(record)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import make_model, with_spikes
+from families import FAMILIES
 from torch import nn
 
 import qkformer
@@ -25,6 +26,18 @@ MODELS = {
     "maxformer cifar": ("maxformer_4_384", SMALL, (2, 3, 24, 24)),
     "spikformer": ("spikformer_4_384", SMALL, (2, 3, 32, 32)),
     "spikformer events": ("spikformer_2_256", SMALL, (1, 4, 2, 48, 32)),
+    "cml spikformer": ("cml_spikformer_4_384", SMALL, (2, 3, 32, 32)),
+    "spikingformer": ("spikingformer_4_384", SMALL, (2, 3, 32, 32)),
+    "spike-driven transformer": ("sdt_2_512", SMALL, (2, 3, 32, 32)),
+    "meta-spikeformer": ("metaspikformer_8_384", FAMILIES["metaspikformer_8_384"], (2, 3, 32, 32)),
+    "e-spikeformer": ("espikeformer_t", FAMILIES["espikeformer_t"], (2, 3, 32, 64)),
+    "sew-resnet": ("sew_resnet34", FAMILIES["sew_resnet34"], (2, 3, 64, 64)),
+    "resnet-19": ("resnet19_snn", FAMILIES["resnet19_snn"], (2, 3, 16, 16)),
+    "large e-spikeformer": (
+        "espikeformer_12_512",
+        FAMILIES["espikeformer_12_512"],
+        (2, 3, 32, 32),
+    ),
 }
 
 

@@ -1,16 +1,25 @@
 """Does a state dict fit a model, where not, and which model would it fit?"""
 
+import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 
+import timm
 import torch
 from torch import Tensor
 
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
-from qkformer.models import SpikingTransformer, create_model, list_models
+from qkformer.models import create_model, list_models
 
-HEAD = ("head.weight", "head.bias")  # in our names and in every published code
+# Names of heads and of distillation heads, ours and published.
+HEAD = tuple(
+    f"{head}.{leaf}"
+    for head in ("head", "head_dist", "head_kd", "fc", "classification")
+    for leaf in ("weight", "bias")
+)
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:
@@ -81,41 +90,47 @@ def suggestion(state: dict[str, Tensor]) -> str:
 def fitting_models(state: dict[str, Tensor]) -> list[str]:
     """The calls that build the registered models a state dict fits.
 
-    Several where only the wiring differs, which leaves no trace in our names: QKFormer and
-    MS-QKFormer.
+    Several where only the wiring differs, which leaves no trace in the names: QKFormer and
+    MS-QKFormer, Spikingformer and CML Spikingformer.
 
     Args:
         state: published names or ours.
     """
-    head = state.get("head.weight")
-    num_classes = len(head) if head is not None and head.ndim == 2 else 0
+    heads = [state[key] for key in HEAD if key in state and state[key].ndim == 2]
+    num_classes = len(heads[0]) if heads else 0
     shapes = {key: _squeezed(value.shape) for key, value in state.items()}
     fitting = {}
     for name, mlp_ratio in itertools.product(list_models(), (None, 1.0, 4.0)):
-        options = {"num_classes": num_classes}
-        if mlp_ratio is not None:
-            options["mlp_ratio"] = mlp_ratio
-        with torch.device("meta"):
-            model = create_model(name, **options)
-        for expected, unused in _namings(model, state):
-            if expected == {key: shape for key, shape in shapes.items() if key not in unused}:
-                if model.num_classes == model.pretrained_cfg["num_classes"]:
+        for expected, unused in _namings(name, mlp_ratio, num_classes):
+            if expected == {k: shape for k, shape in shapes.items() if not unused.fullmatch(k)}:
+                options = {"num_classes": num_classes} | (
+                    {} if mlp_ratio is None else {"mlp_ratio": mlp_ratio}
+                )
+                if num_classes == timm.get_pretrained_cfg_value(name, "num_classes"):
                     del options["num_classes"]
                 arguments = [repr(name), *(f"{k}={v}" for k, v in options.items())]
                 fitting.setdefault(name, f"create_model({', '.join(arguments)})")
     return list(fitting.values())
 
 
+@functools.lru_cache(maxsize=1024)
 def _namings(
-    model: SpikingTransformer, state: dict[str, Tensor]
-) -> Iterator[tuple[dict[str, tuple[int, ...]], list[str]]]:
-    """Shapes of the model's keys and keys to leave out, under our and the published names."""
-    yield {key: _squeezed(value.shape) for key, value in model.state_dict().items()}, []
+    name: str, mlp_ratio: float | None, num_classes: int
+) -> list[tuple[dict[str, tuple[int, ...]], re.Pattern]]:
+    """Shapes of a model's keys and what to leave out, under our and the published names."""
     try:
+        with torch.device("meta"):
+            options = {} if mlp_ratio is None else {"mlp_ratio": mlp_ratio}
+            model = create_model(name, num_classes=num_classes, **options)
+    except TypeError:  # a family without MLPs
+        return []
+    own = {key: _squeezed(value.shape) for key, value in model.state_dict().items()}
+    namings = [(own, re.compile(r"(?!)"))]
+    with suppress(NoPublishedNames):
         names = released_names(model).values()
-        yield {name: _squeezed(shape) for name, shape in names}, unused_keys(model, state)
-    except NoPublishedNames:
-        return
+        published = {name: _squeezed(shape) for name, shape in names}
+        namings.append((published, unused_keys(model)))
+    return namings
 
 
 def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qkformer.checkpoint.content import (
     ACCURACY_KEYS,
@@ -23,7 +23,6 @@ from qkformer.checkpoint.content import (
 from qkformer.checkpoint.fit import HEAD, differences, refusal, same_shape, suggestion
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
-from qkformer.models import SpikingTransformer
 from qkformer.text import some_of
 
 # md5 -> what is known of files whose links are dead
@@ -87,7 +86,7 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: SpikingTransformer,
+    model: nn.Module,
     path: str | os.PathLike,
     *,
     strict: bool = True,
@@ -113,8 +112,8 @@ def load_checkpoint(
             ``attn_scale``) leaves no trace in a state dict: a file of ours is checked by the model
             name it records, a bare state dict cannot be.
     """
-    if not isinstance(model, SpikingTransformer):
-        raise TypeError(f"expected a model of this package, got {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, got {type(model).__name__}")
     content = read_checkpoint(path, mmap=True)
     state_dict_key, state = find_state_dict(content, path, use_ema)
     match = _match(model, state, path, HEAD if skip_head else ())
@@ -146,7 +145,7 @@ def load_checkpoint(
 
 
 def check_checkpoint(
-    model: SpikingTransformer, path: str | os.PathLike, *, use_ema: bool = False
+    model: nn.Module, path: str | os.PathLike, *, use_ema: bool = False
 ) -> dict[str, Any]:
     """Refuse a checkpoint that cannot fit ``model``, whatever its classes and input channels.
 
@@ -193,7 +192,7 @@ class _Match:
 
 
 def _match(
-    model: SpikingTransformer,
+    model: nn.Module,
     state: dict[str, Tensor],
     path: str | os.PathLike,
     kept_out: Iterable[str],
@@ -215,12 +214,13 @@ def _match(
 
 
 def _published_names(
-    model: SpikingTransformer, state: dict[str, Tensor], path: str | os.PathLike
+    model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike
 ) -> tuple[dict[str, str], list[str]]:
     """Our key -> published key, and the file's keys that take no part in the published forward."""
     try:
         names = {key: name for key, (name, _) in released_names(model).items()}
-        return names, unused_keys(model, state)
+        unused = unused_keys(model)
+        return names, [key for key in state if unused.fullmatch(key)]
     except NoPublishedNames as error:
         raise CheckpointError(
             f"{path}: the keys are not this model's, and it has no published names: {error}"
@@ -228,9 +228,7 @@ def _published_names(
         ) from error
 
 
-def _check_name(
-    model: SpikingTransformer, content: dict[str, Any], path: str | os.PathLike
-) -> None:
+def _check_name(model: nn.Module, content: dict[str, Any], path: str | os.PathLike) -> None:
     """Refuse a file that records another registered model."""
     section = recorded_config(content).get("model")
     recorded = section.get("name") if isinstance(section, dict) else None

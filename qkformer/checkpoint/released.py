@@ -1,24 +1,33 @@
 """Key names of the published state dicts, made from a model's own structure.
 
 A Dialect holds the names one published code base uses; released_names walks a model and pairs its
-keys with them. Shapes may differ in trailing ones: what is a 1x1 convolution here was a Conv1d,
-Conv2d or Linear there.
+keys with them; for the models in ``qkformer.peers`` that is done by ``renames``. Shapes may differ
+in trailing ones: what is a 1x1 convolution here was a Conv1d, Conv2d or Linear there.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from qkformer.checkpoint.renames import renames_of
 from qkformer.layers import (
-    SPS,
     ConvBNNeuron,
     QKTokenAttention,
+    SpikeDrivenAttention,
     SpikingMLP,
     SpikingSelfAttention,
 )
-from qkformer.models import MaxFormer, QKFormer, Spikformer, SpikingTransformer
+from qkformer.models import (
+    MaxFormer,
+    QKFormer,
+    SpikeDrivenTransformer,
+    Spikformer,
+    Spikingformer,
+    SpikingNetwork,
+    SpikingTransformer,
+)
 
 
 class NoPublishedNames(ValueError):
@@ -30,7 +39,7 @@ class Dialect:
     """Names in one published code base; "{}" stands for "conv" or "bn", or a pair gives both.
 
     Attributes:
-        stem, stem_shortcut: convolutions of the first embedding.
+        stem, stem_shortcut: convolutions of the first embedding, "" for no shortcut.
         between, between_shortcut: convolutions of the other embeddings.
         token_qk, ssa: prefix of the attention modules.
         depthwise: kernel size -> names of the depth-wise convolution and its BatchNorm.
@@ -42,7 +51,7 @@ class Dialect:
     """
 
     stem: tuple[str, ...]
-    stem_shortcut: str
+    stem_shortcut: str = ""
     between: tuple[str, ...] = ()
     between_shortcut: str = ""
     token_qk: str = "attn"
@@ -68,13 +77,13 @@ _MAX_EMBED = dict(
         (3, ("mixer.conv", "mixer.conv_bn")),
     ),
 )
-_SPS = dict(
-    stem=("proj_{}", "proj_{}1", "proj_{}2", "proj_{}3"),
-    stem_shortcut="rpe_{}",
+_FLAT = dict(
     embed="patch_embed.",
     block="block.{block}.",
-    unused=r"block\.\d+\.norm[12]\.(weight|bias)|norm\.(weight|bias)|pos_embed",
+    unused=r"(block\.\d+\.norm[12]|norm)\.(weight|bias)|pos_embed",
 )
+_SPS = dict(_FLAT, stem=tuple(f"proj_{{}}{i}" for i in ("", 1, 2, 3)), stem_shortcut="rpe_{}")
+_LINEAR = dict(linear="linear", attention_ndim=2, mlp_ndim=2)
 
 # family and number of convolutions in the stem (3 ImageNet, 2 CIFAR, 4 event data) -> dialect
 QKFORMER = {
@@ -119,9 +128,18 @@ MAXFORMER = {
 }
 SPIKFORMER = {
     "imagenet": Dialect(**_SPS),
-    "cifar": Dialect(**_SPS, linear="linear", attention_ndim=2, mlp_ndim=2),
+    "cifar": Dialect(**_SPS, **_LINEAR),
     "dvs": Dialect(**_SPS, mlp_ndim=3),
+    "cml cifar": Dialect(
+        **_LINEAR | _SPS | dict(stem=tuple(f"block{i}_{{}}" for i in (1, 2, 3, 4)))
+    ),
 }
+SDT = Dialect(**_SPS | dict(attention_ndim=4, unused=r"block\.\d+\.attn\.talking_heads\.weight"))
+_FIVE = ("", 1, 2, 3, 4)
+SPIKINGFORMER = Dialect(
+    **_FLAT, stem=tuple(f"proj{i}_{{}}" for i in _FIVE), mlp=("mlp1_{}", "mlp2_{}")
+)
+SPIKINGFORMER_CIFAR = replace(SPIKINGFORMER, stem=tuple(f"block{i}_{{}}" for i in range(5)))
 
 
 def dialect_of(model: SpikingTransformer) -> Dialect:
@@ -130,13 +148,23 @@ def dialect_of(model: SpikingTransformer) -> Dialect:
     Raises:
         NoPublishedNames: no such model was.
     """
+    if not isinstance(model, SpikingTransformer):
+        raise NoPublishedNames(f"{type(model).__name__} has no published names")
     embed = model.stages[0].embed
     if isinstance(model, Spikformer):
-        if not isinstance(embed, SPS):
+        if embed.rpe is None:
             raise NoPublishedNames("Spikformer with patch_embed='speds' has no published names")
-        if any(name.endswith(".q.conv.bias") for name, _ in model.named_parameters()):
-            return SPIKFORMER["cifar"]
-        return SPIKFORMER["dvs" if model.in_chans == 2 else "imagenet"]
+        cifar = any(name.endswith(".q.conv.bias") for name, _ in model.named_parameters())
+        if any(conv.pool == "before" for conv in embed.convs):
+            if not cifar:
+                raise NoPublishedNames("of CML Spikformer only the model for CIFAR was published")
+            return SPIKFORMER["cml cifar"]
+        return SPIKFORMER["cifar" if cifar else "dvs" if model.in_chans == 2 else "imagenet"]
+    if isinstance(model, SpikeDrivenTransformer):
+        return SDT
+    if isinstance(model, Spikingformer):
+        pools = [conv.pool for conv in embed.convs]
+        return SPIKINGFORMER_CIFAR if pools[0] is None and "after" in pools else SPIKINGFORMER
     if isinstance(model, MaxFormer):
         family = MAXFORMER
     elif isinstance(model, QKFormer):
@@ -148,12 +176,15 @@ def dialect_of(model: SpikingTransformer) -> Dialect:
     return family[len(embed.convs)]
 
 
-def released_names(model: SpikingTransformer) -> dict[str, tuple[str, tuple[int, ...]]]:
+def released_names(model: SpikingNetwork) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Our key -> published key and shape, for the whole state dict.
 
     Raises:
         NoPublishedNames: the model, or a part of it, was not published.
     """
+    rename = renames_of(model)
+    if rename is not None:
+        return {key: rename(key, tuple(v.shape)) for key, v in model.state_dict().items()}
     modules = {"head": ("head", None)}
     for name, conv, bn, ndim in _layers(model, dialect_of(model)):
         modules[f"{name}.conv"] = (conv, ndim)
@@ -169,7 +200,7 @@ def released_names(model: SpikingTransformer) -> dict[str, tuple[str, tuple[int,
     return names
 
 
-def released_state_dict(model: SpikingTransformer) -> dict[str, Tensor]:
+def released_state_dict(model: SpikingNetwork) -> dict[str, Tensor]:
     """The model's weights under their published names and in their published shapes.
 
     Keys that take no part in the published forward (Spikformer's norms and positional embedding)
@@ -187,10 +218,10 @@ def released_state_dict(model: SpikingTransformer) -> dict[str, Tensor]:
     }
 
 
-def unused_keys(model: SpikingTransformer, keys: Iterable[str]) -> list[str]:
-    """Those of a published file's keys that take no part in the published forward."""
-    unused = re.compile(dialect_of(model).unused)
-    return [key for key in keys if unused.fullmatch(key)]
+def unused_keys(model: SpikingNetwork) -> re.Pattern:
+    """What a published file's keys that take no part in the published forward match in full."""
+    renames = renames_of(model) or dialect_of(model)
+    return re.compile(renames.unused)
 
 
 def _layers(
@@ -203,8 +234,9 @@ def _layers(
         shortcut = dialect.between_shortcut if s else dialect.stem_shortcut
         for i, name in enumerate(convs):
             yield f"stages.{s}.embed.convs.{i}", *_pair(prefix + name), None
-        where = "rpe.branch" if isinstance(stage.embed, SPS) else "shortcut"
-        yield f"stages.{s}.embed.{where}", *_pair(prefix + shortcut), None
+        if shortcut:
+            where = "shortcut" if stage.embed.rpe is None else "rpe.branch"
+            yield f"stages.{s}.embed.{where}", *_pair(prefix + shortcut), None
         for b, block in enumerate(stage.blocks):
             prefix = dialect.block.format(stage=s + 1, block=b)
             for name, residual in block.named_children():
@@ -223,7 +255,7 @@ def _branch(
         yield ".fc2", *fc2, dialect.mlp_ndim
     elif name in ("fc1", "fc2"):
         yield "", *(fc1 if name == "fc1" else fc2), dialect.mlp_ndim
-    elif isinstance(branch, QKTokenAttention | SpikingSelfAttention):
+    elif isinstance(branch, QKTokenAttention | SpikeDrivenAttention | SpikingSelfAttention):
         token_qk = isinstance(branch, QKTokenAttention)
         module = dialect.token_qk if token_qk else dialect.ssa
         for layer in ("q", "k", "proj") if token_qk else ("q", "k", "v", "proj"):

@@ -4,25 +4,25 @@ from qkformer.layers.attention import (
     QKAttention,
     QKChannelAttention,
     QKTokenAttention,
+    SpikeDrivenAttention,
     SpikingSelfAttention,
 )
 from qkformer.layers.block import MIXERS, Residual, SpikingBlock, depthwise_conv, drop_path
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.layers.mlp import SpikingMLP
-from qkformer.layers.patch_embed import SPEDS, SPS, Conv3x3, EmbedSpec, SPSSpec
+from qkformer.layers.patch_embed import Conv3x3, EmbedSpec, PatchEmbed
 
 __all__ = [
     "MIXERS",
-    "SPEDS",
-    "SPS",
-    "SPSSpec",
     "Conv3x3",
     "ConvBNNeuron",
     "EmbedSpec",
+    "PatchEmbed",
     "QKAttention",
     "QKChannelAttention",
     "QKTokenAttention",
     "Residual",
+    "SpikeDrivenAttention",
     "SpikingBlock",
     "SpikingMLP",
     "SpikingSelfAttention",

@@ -1,4 +1,4 @@
-"""Q-K token attention, Q-K channel attention, spiking self-attention; over [T, B, C, H, W].
+"""Q-K token and channel attention, spike-driven and spiking self-attention; over [T, B, C, H, W].
 
 q, k, v are binary: each is a 1x1 convolution, BatchNorm and a neuron. Source: QKFormer
 (arXiv 2403.16552) and its release; SSA: Spikformer (ICLR 2023).
@@ -7,6 +7,7 @@ q, k, v are binary: each is a 1x1 convolution, BatchNorm and a neuron. Source: Q
 from collections.abc import Callable
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkformer.layers import fused
@@ -85,6 +86,44 @@ class QKChannelAttention(QKAttention):
     summed_over = "tokens"
 
 
+class SpikeDrivenAttention(QKChannelAttention):
+    """SDSA: k * v, summed over the tokens, decides which channels of q pass.
+
+    Spike-driven Transformer (arXiv 2307.01694), with its names of the three. Arguments, shapes and
+    errors: :class:`QKAttention`; without ``pooled``, ``num_heads`` makes no difference.
+
+    Args:
+        pooled: max pools of kernel 3 and stride 1 over the spikes of k and v, over k * v and over
+            what passes, as published for CIFAR10-DVS. The last two run over [N, C / heads], token
+            order times channel, as if that were an image, which is hardly meant.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8, *, pooled: bool = False, **kwargs):
+        super().__init__(dim, num_heads, **kwargs)
+        self.v = ConvBNNeuron(dim, dim, neuron=kwargs.get("neuron", LIF)())
+        self.pooled = pooled
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        q, k, v = project((self.q, self.k, self.v), x)
+        if not self.pooled:
+            return self.proj(self._masked(k * v, q), residual=residual)
+        k, v = (_max_pool(spikes.flatten(0, 2)).view(x.shape) for spikes in (k, v))
+        passed = self._masked(self._pool_heads(k * v), q)
+        return self.proj(self._pool_heads(passed), residual=residual)
+
+    def _pool_heads(self, x: Tensor) -> Tensor:
+        heads = x.flatten(3).unflatten(2, (self.num_heads, -1)).flatten(0, 2)
+        return _max_pool(heads.mT).mT.reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, pooled={self.pooled}"
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    """Of kernel 3 and stride 1, over the last two of [..., H, W]."""
+    return F.max_pool2d(x, kernel_size=3, stride=1, padding=1)
+
+
 class SpikingSelfAttention(nn.Module):
     """SSA: neuron(scale * q k^T v) per head, then a projection. No softmax.
 
@@ -132,15 +171,9 @@ class SpikingSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``: [T, B, C, H, W], added to the output."""
-        # [T,B,h,d,N]
-        q, k, v = (self._heads(spikes) for spikes in project((self.q, self.k, self.v), x))
-        d, n = q.shape[-2:]
-        # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
-        # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).
-        # The product inside is the smaller one, so that is where scaling costs least.
+        qkv = project((self.q, self.k, self.v), x)
         scale = 1.0 if self.scale is None else self.scale
-        attn = (v @ k.mT * scale) @ q if d <= n else v @ (k.mT @ q * scale)
-        attn = self.attn_neuron(attn).reshape(x.shape)
+        attn = self.attn_neuron(product(*qkv, num_heads=self.num_heads, scale=scale))
         if self.ssa == "original":  # T * B steps of one sample
             steps, total = attn.flatten(0, 1).unsqueeze(1), residual
             if residual is not None:
@@ -148,12 +181,20 @@ class SpikingSelfAttention(nn.Module):
             return self.proj(steps, residual=total).view(x.shape)
         return self.proj(attn, residual=residual)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """[T, B, C, H, W] -> [T, B, heads, C / heads, N]"""
-        return x.flatten(3).unflatten(2, (self.num_heads, -1))
-
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, scale={self.scale}, ssa={self.ssa}"
+
+
+def product(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float) -> Tensor:
+    """scale * q k^T v per head; q, k [T, B, C, H, W], v [T, B, C', H, W] -> [T, B, C', H, W]."""
+    space = q.shape[3:]
+    q, k, v = (x.flatten(3).unflatten(2, (num_heads, -1)) for x in (q, k, v))  # [T,B,h,d,N]
+    d, n = q.shape[-2:]
+    # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
+    # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).
+    # The product inside is the smaller one, so that is where scaling costs least.
+    y = (v @ k.mT * scale) @ q if d <= n else v @ (k.mT @ q * scale)
+    return y.flatten(2, 3).unflatten(3, space)
 
 
 def check_heads(dim: int, num_heads: int) -> int:

@@ -12,6 +12,7 @@ from qkformer.layers.attention import (
     QKAttention,
     QKChannelAttention,
     QKTokenAttention,
+    SpikeDrivenAttention,
     SpikingSelfAttention,
 )
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
@@ -108,6 +109,8 @@ MIXERS: dict[str, Callable[..., nn.Module] | None] = {
     "token_qk": QKTokenAttention,
     "channel_qk": QKChannelAttention,
     "ssa": SpikingSelfAttention,
+    "sdsa": SpikeDrivenAttention,
+    "sdsa_pooled": partial(SpikeDrivenAttention, pooled=True),
     "dwconv3": partial(depthwise_conv, kernel_size=3),
     "dwconv5": partial(depthwise_conv, kernel_size=5),
     "dwconv7": partial(depthwise_conv, kernel_size=7),

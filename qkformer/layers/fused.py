@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkformer.neurons import NEURONS, SpikingNeuron
+from qkformer.neurons import SpikingNeuron
 from qkformer.neurons.cuda import ops
 from qkformer.neurons.cuda.qk_mask import qk_mask
 from qkformer.neurons.functional import resolve_backend
@@ -45,7 +45,7 @@ def convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     Added by the convolution, it costs a pass over the output, and another for its gradient. So it
     is where nothing else is possible: a convolution of another kind, or hooks on it.
     """
-    if conv.bias is None or type(conv).forward is not nn.Conv2d.forward or hooked(conv):
+    if type(conv).forward is not nn.Conv2d.forward or conv.bias is None or hooked(conv):
         return conv(x), None
     return conv._conv_forward(x, conv.weight, None), conv.bias
 
@@ -81,7 +81,7 @@ def bn_neuron(
     (spikes,) = ops.bn_neuron(
         y,
         **_norm([bn], y, conv_bias, repeats),
-        **constants(neuron),
+        **neuron.constants,
         residual=added,
         steps=steps,
         repeated=repeats > 1,
@@ -113,7 +113,7 @@ def bn_neurons(
     """
     n = len(bns)
     norm = _norm(bns, y, conv_bias)
-    shares = ops.bn_neuron(y, **norm, **constants(neuron), steps=steps, splits=n)
+    shares = ops.bn_neuron(y, **norm, **neuron.constants, steps=steps, splits=n)
     return tuple(share.unflatten(0, (steps, -1)) for share in shares)
 
 
@@ -125,18 +125,13 @@ def masks(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:
 def mask(neuron: SpikingNeuron, q: Tensor, k: Tensor, *, heads: int | None) -> Tensor:
     """``neuron(sum of q) * k``, all [T, B, C, H, W]; the sum is over each head's channels, or over
     the tokens where ``heads`` is None."""
-    return qk_mask(q, k, heads=heads, **constants(neuron))
-
-
-def constants(neuron: SpikingNeuron) -> dict[str, float | Tensor | None]:
-    """The neuron as the kernels know it."""
-    names = ("reciprocal_tau", "v_threshold", "v_reset", "alpha")
-    return {name: getattr(neuron, name) for name in names}
+    return qk_mask(q, k, heads=heads, **neuron.constants)
 
 
 def _in_kernels(neuron: nn.Module | None, x: Tensor) -> bool:
     return (
-        type(neuron) in NEURONS.values()
+        isinstance(neuron, SpikingNeuron)
+        and neuron.in_kernels
         and neuron.step_mode == "m"
         and not hooked(neuron)
         and resolve_backend(neuron.backend, x.device, x.dtype) == "cupy"

@@ -1,4 +1,4 @@
-"""Patch embeddings: SPEDS (spiking patch embedding with deformed shortcut) and Spikformer's SPS.
+"""Patch embeddings: SPEDS (spiking patch embedding with deformed shortcut), SPS and their kin.
 
 An embedding is written down as an EmbedSpec; the functions below are the published ones.
 """
@@ -6,12 +6,15 @@ An embedding is written down as an EmbedSpec; the functions below are the publis
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor, nn
 
 from qkformer.layers.block import Residual, Wiring, check_wiring
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.neurons import LIF, SpikingNeuron
+
+Pool = Literal["before", "after"] | None  # where a max pool is, seen from the neuron
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Conv3x3:
 
     out_chans: int
     stride: int = 1
-    pool: bool = False
+    pool: Pool = None
 
     @property
     def downsampling(self) -> int:
@@ -29,17 +32,19 @@ class Conv3x3:
 
 @dataclass(frozen=True)
 class EmbedSpec:
-    """A chain of 3x3 convolutions and the place where the 1x1 shortcut leaves it.
+    """A chain of 3x3 convolutions, and where a shortcut leaves it or what follows it.
 
     Attributes:
         convs: the chain.
-        shortcut_after: number of convolutions before the shortcut leaves; None for no shortcut.
+        shortcut_after: number of convolutions before the 1x1 shortcut leaves; None for no shortcut.
         shortcut_pool: the shortcut reaches the lower resolution by a max pool, not by its stride.
+        rpe: behind the chain is a residual 3x3 convolution, a relative positional embedding.
     """
 
     convs: tuple[Conv3x3, ...]
     shortcut_after: int | None = None
     shortcut_pool: bool = False
+    rpe: bool = False
 
     @property
     def downsampling(self) -> int:
@@ -51,7 +56,7 @@ class EmbedSpec:
 
 def imagenet_stem(dim: int) -> EmbedSpec:
     """QKFormer and MS-QKFormer on ImageNet: to 1/4 resolution."""
-    convs = (Conv3x3(dim // 2, pool=True), Conv3x3(dim, pool=True), Conv3x3(dim))
+    convs = (Conv3x3(dim // 2, pool="before"), Conv3x3(dim, pool="before"), Conv3x3(dim))
     return EmbedSpec(convs, shortcut_after=1)
 
 
@@ -68,18 +73,18 @@ def cifar_stem(dim: int) -> EmbedSpec:
 
 def dvs_stem(dim: int) -> EmbedSpec:
     """All families on event data: to 1/8 resolution."""
-    pooled = tuple(Conv3x3(dim // n, pool=True) for n in (4, 2, 1))
+    pooled = tuple(Conv3x3(dim // n, pool="before") for n in (4, 2, 1))
     return EmbedSpec((Conv3x3(dim // 8), *pooled), shortcut_after=2)
 
 
 def pool_first(dim: int) -> EmbedSpec:
     """Between stages, pool behind the first convolution: QKFormer, MS-QKFormer on ImageNet."""
-    return EmbedSpec((Conv3x3(dim, pool=True), Conv3x3(dim)), shortcut_after=0)
+    return EmbedSpec((Conv3x3(dim, pool="before"), Conv3x3(dim)), shortcut_after=0)
 
 
 def pool_last(dim: int) -> EmbedSpec:
     """Between stages, pool behind the second convolution: QKFormer, MS-QKFormer elsewhere."""
-    return EmbedSpec((Conv3x3(dim), Conv3x3(dim, pool=True)), shortcut_after=0)
+    return EmbedSpec((Conv3x3(dim), Conv3x3(dim, pool="before")), shortcut_after=0)
 
 
 def pool_both(dim: int) -> EmbedSpec:
@@ -87,8 +92,34 @@ def pool_both(dim: int) -> EmbedSpec:
     return replace(pool_first(dim), shortcut_pool=True)
 
 
-class SPEDS(nn.Module):
-    """Spiking patch embedding with deformed shortcut, over [T, B, C, H, W].
+Pools = tuple[bool, bool, bool, bool]
+
+
+def sps(dim: int, pools: Pools, pool: Pool = "after") -> EmbedSpec:
+    """Patch splitting: Spikformer, S-Transformer (pools behind neurons), CML Spikformer (in front).
+
+    Args:
+        pools: which of the four convolutions are pooled.
+    """
+    return EmbedSpec(_widening(dim, pools, pool), rpe=True)
+
+
+def five_convs(dim: int, pools: Pools, pool: Pool = "after") -> EmbedSpec:
+    """Spikingformer's (pools behind neurons) and CML Spikingformer's (in front)."""
+    return EmbedSpec((*_widening(dim, pools, pool), Conv3x3(dim)))
+
+
+def _widening(dim: int, pools: Pools, pool: Pool) -> tuple[Conv3x3, ...]:
+    if not isinstance(dim, int) or dim < 1 or dim % 8:
+        raise ValueError(f"embed_dim must be a multiple of 8, got {dim!r}")
+    return tuple(
+        Conv3x3(dim // n, pool=pool if pooled else None)
+        for n, pooled in zip((8, 4, 2, 1), pools, strict=True)
+    )
+
+
+class PatchEmbed(nn.Module):
+    """An embedding over [T, B, C, H, W].
 
     The wiring (see :class:`qkformer.layers.block.Residual`) says where the neurons are: behind
     every BatchNorm (aba); behind the sum instead of its two summands (pa); in front of every
@@ -113,6 +144,7 @@ class SPEDS(nn.Module):
     ):
         super().__init__()
         check_wiring(wiring)
+        aba = wiring == "aba"
         self.shortcut_after = spec.shortcut_after
         self.in_neuron = neuron() if wiring == "ms" and not stem else None
         last = len(spec.convs) - 1
@@ -120,19 +152,23 @@ class SPEDS(nn.Module):
         chans = in_chans
         for i, conv in enumerate(spec.convs):
             if i == spec.shortcut_after:
-                self.shortcut = _shortcut(chans, spec, neuron=neuron() if wiring == "aba" else None)
+                self.shortcut = _shortcut(chans, spec, neuron=neuron() if aba else None)
             self.convs.append(
                 ConvBNNeuron(
                     chans,
                     conv.out_chans,
                     kernel_size=3,
                     stride=conv.stride,
-                    pool="before" if conv.pool else None,
-                    neuron=neuron() if wiring == "aba" or i < last else None,
+                    pool=conv.pool,
+                    neuron=neuron() if aba or i < last else None,
                 )
             )
             chans = conv.out_chans
         self.out_neuron = neuron() if wiring == "pa" else None
+        self.rpe = None
+        if spec.rpe:
+            branch = ConvBNNeuron(chans, chans, kernel_size=3, neuron=neuron() if aba else None)
+            self.rpe = Residual(branch, wiring, neuron=neuron)
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """
@@ -152,7 +188,9 @@ class SPEDS(nn.Module):
             x = conv(x, time_steps)
         if branch is not None:
             x = self.shortcut(branch, time_steps, residual=x)
-        return x if self.out_neuron is None else self.out_neuron(x)
+        if self.out_neuron is not None:
+            x = self.out_neuron(x)
+        return self.rpe(x) if self.rpe is not None else x
 
 
 def _shortcut(in_chans: int, spec: EmbedSpec, neuron: SpikingNeuron | None) -> ConvBNNeuron:
@@ -165,47 +203,3 @@ def _shortcut(in_chans: int, spec: EmbedSpec, neuron: SpikingNeuron | None) -> C
         pool="before" if spec.shortcut_pool else None,
         neuron=neuron,
     )
-
-
-@dataclass(frozen=True)
-class SPSSpec:
-    """Spikformer's embedding: output channels, and which of the four convolutions are pooled."""
-
-    dim: int
-    pools: tuple[bool, bool, bool, bool] = (True, True, True, True)
-
-    @property
-    def downsampling(self) -> int:
-        return 2 ** sum(self.pools)
-
-
-class SPS(nn.Module):
-    """Spikformer's patch splitting: four 3x3 convolutions and a residual one (`rpe`).
-
-    Args:
-        in_chans: channels of the input.
-        spec: the convolutions have dim / 8, / 4, / 2 and dim channels; pools are behind neurons.
-        neuron: makes a neuron.
-    """
-
-    def __init__(self, in_chans: int, spec: SPSSpec, *, neuron: Callable[..., SpikingNeuron] = LIF):
-        super().__init__()
-        dim = spec.dim
-        widths = (in_chans, dim // 8, dim // 4, dim // 2, dim)
-        self.convs = nn.ModuleList(
-            ConvBNNeuron(
-                widths[i],
-                widths[i + 1],
-                kernel_size=3,
-                pool="after" if spec.pools[i] else None,
-                neuron=neuron(),
-            )
-            for i in range(4)
-        )
-        self.rpe = Residual(ConvBNNeuron(dim, dim, kernel_size=3, neuron=neuron()))
-
-    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
-        """As :meth:`SPEDS.forward`."""
-        for conv in self.convs:
-            x = conv(x, time_steps)
-        return self.rpe(x)

@@ -52,4 +52,4 @@ def _traits(layer: ConvBNNeuron) -> tuple:
     of_norm = (type(bn),)
     if isinstance(bn, nn.BatchNorm2d):
         of_norm = (bn.eps, bn.training, bn.running_mean is None, bn.weight is None)
-    return (*of_conv, *of_norm, *fused.constants(layer.neuron).values())
+    return (*of_conv, *of_norm, *layer.neuron.constants.values())

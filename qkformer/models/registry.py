@@ -1,30 +1,33 @@
 """Models by name: timm's registry, and one way to build what it names."""
 
 import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, is_model, model_entrypoint
-from timm.models import list_models as timm_list_models
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
 
-from qkformer.models.base import SpikingTransformer
+from qkformer.models.network import SpikingNetwork
 from qkformer.text import did_you_mean
 
-MODULES = ("qkformer", "spikformer", "maxformer")
 TIMM_OPTIONS = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"}
 TIMM_OPTIONS |= {"out_indices", "feature_cls", "pretrained_model_args"}
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-def create_model(name: str, **kwargs: Any) -> SpikingTransformer:
-    """Build a registered model.
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """Build one of our models, or any other image model of timm's.
 
     ``timm.create_model(name, **kwargs)`` builds the same, but that timm drops arguments that are
     None: say ``attn_scale=1.0`` there for SSA without scaling.
 
     Args:
-        name: one of :func:`list_models`.
+        name: one of :func:`list_models`, or a name of timm's, with or without a tag.
         kwargs: arguments of the model's class, over the variant's own; see
             :class:`~qkformer.models.qkformer.QKFormer` and
             :class:`~qkformer.models.base.SpikingTransformer`.
@@ -33,33 +36,52 @@ def create_model(name: str, **kwargs: Any) -> SpikingTransformer:
         ValueError: no such model, or an argument has no such value.
         TypeError: no such argument.
     """
-    if name not in list_models():
+    if not timm.is_model(name):
         raise ValueError(f"there is no model {name!r}{did_you_mean(name, list_models())}")
-    return model_entrypoint(name)(**kwargs)
+    create = timm.model_entrypoint(name) if _ours(name) else partial(timm.create_model, name)
+    return create(**kwargs)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the registered models that match a shell pattern."""
-    return sorted(
-        name
-        for module in MODULES
-        for name in timm_list_models(pattern, module=module)
-        if is_model(name)
-    )
+    """Names of our registered models that match a shell pattern."""
+    return sorted(filter(_ours, timm.list_models(pattern)))
+
+
+def _ours(name: str) -> bool:
+    return timm.model_entrypoint(name).__module__.startswith("qkformer.")
+
+
+def register_variants(
+    cls: type[SpikingNetwork], variants: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """Register sizes of a family with timm: name -> (``default_cfg``, arguments of ``cls``)."""
+    module = sys.modules[cls.__module__]
+    cfgs = generate_default_cfgs({name: cfg for name, (cfg, _) in variants.items()})
+    module.default_cfgs = {**getattr(module, "default_cfgs", {}), **cfgs}
+    for name, (_, defaults) in variants.items():
+        register_model(_entrypoint(cls, name, defaults))
+
+
+def _entrypoint(cls: type[SpikingNetwork], name: str, defaults: dict[str, Any]) -> Callable:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> SpikingNetwork:
+        return build(cls, name, pretrained, defaults, kwargs)
+
+    entrypoint.__name__, entrypoint.__module__ = name, cls.__module__
+    return entrypoint
 
 
 def build(
-    cls: type[SpikingTransformer],
+    cls: type[SpikingNetwork],
     variant: str,
     pretrained: bool,
     defaults: dict[str, Any],
     kwargs: dict[str, Any],
-) -> SpikingTransformer:
+) -> SpikingNetwork:
     """What every registered function does: ``cls(**defaults, **kwargs)``, as timm builds models."""
     accepted = {
         parameter.name
         for base in cls.__mro__
-        if issubclass(base, SpikingTransformer)
+        if issubclass(base, SpikingNetwork)
         for parameter in inspect.signature(base.__init__).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }

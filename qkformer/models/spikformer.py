@@ -1,19 +1,19 @@
-"""Spikformer (ICLR 2023, arXiv 2209.15425): one resolution, SSA in every block."""
+"""Spikformer (ICLR 2023, arXiv 2209.15425): one resolution, SSA in every block; CML's too."""
 
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
-
 from qkformer.layers.patch_embed import (
-    SPSSpec,
+    Pool,
+    Pools,
     cifar_stem,
     dvs_stem,
     imagenet_stem,
     pool_first,
     pool_last,
+    sps,
 )
 from qkformer.models.base import SpikingTransformer
-from qkformer.models.registry import build, cifar_cfg, dvs_cfg, image_cfg
+from qkformer.models.registry import cifar_cfg, dvs_cfg, image_cfg, register_variants
 from qkformer.models.stage import EmbedFunction, Stage, hierarchy
 
 
@@ -29,6 +29,8 @@ class Spikformer(SpikingTransformer):
         patch_embed: "sps", or "speds" for QKFormer's embeddings, one after the other, to the same
             resolution and width (the ablation "Spikformer with SPEDS").
         pools: which of SPS's convolutions are pooled.
+        pool: "after" their neurons, or "before" them (CML, arXiv 2305.05954: the pool's gradient
+            is then exact).
         stem, between: QKFormer's embeddings for "speds", as functions of their channels.
         speds_stages: how many of them.
         residual, ssa: "aba" and "fixed"; Spikformer's attention never had QKFormer's leak.
@@ -44,7 +46,8 @@ class Spikformer(SpikingTransformer):
         mixer: str = "ssa",
         mlp_ratio: float = 4.0,
         patch_embed: str = "sps",
-        pools: tuple[bool, bool, bool, bool] = (True, True, True, True),
+        pools: Pools = (True, True, True, True),
+        pool: Pool = "after",
         stem: EmbedFunction,
         between: EmbedFunction,
         speds_stages: int = 3,
@@ -57,9 +60,8 @@ class Spikformer(SpikingTransformer):
         if ssa != "fixed":
             raise ValueError(f"ssa={ssa!r} is QKFormer's leak; Spikformer has 'fixed' only")
         if patch_embed == "sps":
-            stages = [
-                Stage(SPSSpec(embed_dim, pools), embed_dim, depth, mixer, num_heads, mlp_ratio)
-            ]
+            embed = sps(embed_dim, pools, pool)
+            stages = [Stage(embed, embed_dim, depth, mixer, num_heads, mlp_ratio)]
         else:
             stages = hierarchy(
                 embed_dim,
@@ -74,61 +76,17 @@ class Spikformer(SpikingTransformer):
         super().__init__(stages, **kwargs)
 
 
-default_cfgs = generate_default_cfgs(
-    {f"spikformer_8_{dim}": image_cfg() for dim in (384, 512, 768)}
-    | {"spikformer_4_384": cifar_cfg(), "spikformer_2_256": dvs_cfg()}
-)
-
 _IMAGENET = dict(depth=8, num_heads=8, stem=imagenet_stem, between=pool_first)
+CIFAR = dict(embed_dim=384, depth=4, num_heads=12, stem=cifar_stem, between=pool_last)
+CIFAR |= dict(pools=(False, False, True, True), qkv_bias=True)
+_DVS = dict(embed_dim=256, depth=2, num_heads=16, stem=dvs_stem, between=pool_last)
+_DVS |= dict(attn_scale=0.25, T=16, speds_stages=2)
 
-
-@register_model
-def spikformer_8_384(pretrained: bool = False, **kwargs: Any) -> Spikformer:
-    """Spikformer for ImageNet-1k: 16,816,024 parameters."""
-    defaults = dict(_IMAGENET, embed_dim=384)
-    return build(Spikformer, "spikformer_8_384", pretrained, defaults, kwargs)
-
-
-@register_model
-def spikformer_8_512(pretrained: bool = False, **kwargs: Any) -> Spikformer:
-    """Spikformer for ImageNet-1k: 29,689,384 parameters."""
-    defaults = dict(_IMAGENET, embed_dim=512)
-    return build(Spikformer, "spikformer_8_512", pretrained, defaults, kwargs)
-
-
-@register_model
-def spikformer_8_768(pretrained: bool = False, **kwargs: Any) -> Spikformer:
-    """Spikformer for ImageNet-1k: 66,338,632 parameters."""
-    defaults = dict(_IMAGENET, embed_dim=768)
-    return build(Spikformer, "spikformer_8_768", pretrained, defaults, kwargs)
-
-
-@register_model
-def spikformer_4_384(pretrained: bool = False, **kwargs: Any) -> Spikformer:
-    """Spikformer for CIFAR: 9,330,874 published parameters with 10 classes, all norms included."""
-    defaults = dict(
-        embed_dim=384,
-        depth=4,
-        num_heads=12,
-        pools=(False, False, True, True),
-        qkv_bias=True,
-        stem=cifar_stem,
-        between=pool_last,
-    )
-    return build(Spikformer, "spikformer_4_384", pretrained, defaults, kwargs)
-
-
-@register_model
-def spikformer_2_256(pretrained: bool = False, **kwargs: Any) -> Spikformer:
-    """Spikformer for event data; scale 0.25 in its attention."""
-    defaults = dict(
-        embed_dim=256,
-        depth=2,
-        num_heads=16,
-        attn_scale=0.25,
-        T=16,
-        stem=dvs_stem,
-        between=pool_last,
-        speds_stages=2,
-    )
-    return build(Spikformer, "spikformer_2_256", pretrained, defaults, kwargs)
+for _prefix, _pool in (("spikformer", "after"), ("cml_spikformer", "before")):
+    _variants = {
+        f"{_prefix}_8_{dim}": (image_cfg(), dict(_IMAGENET, embed_dim=dim, pool=_pool))
+        for dim in (384, 512, 768)
+    }
+    _variants[f"{_prefix}_4_384"] = (cifar_cfg(), dict(CIFAR, pool=_pool))
+    _variants[f"{_prefix}_2_256"] = (dvs_cfg(), dict(_DVS, pool=_pool))
+    register_variants(Spikformer, _variants)

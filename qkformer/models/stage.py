@@ -1,14 +1,15 @@
 """Stages of a model: how they are written down, and the module they become."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qkformer.layers.block import SpikingBlock, Wiring
-from qkformer.layers.patch_embed import SPEDS, SPS, EmbedSpec, SPSSpec
+from qkformer.layers.patch_embed import EmbedSpec, PatchEmbed
 from qkformer.neurons import SpikingNeuron
 
 EmbedFunction = Callable[[int], EmbedSpec]  # channels -> embedding
@@ -18,7 +19,7 @@ EmbedFunction = Callable[[int], EmbedSpec]  # channels -> embedding
 class Stage:
     """A patch embedding followed by ``depth`` equal blocks on ``dim`` channels."""
 
-    embed: EmbedSpec | SPSSpec
+    embed: EmbedSpec
     dim: int
     depth: int
     mixer: str
@@ -74,44 +75,17 @@ class SpikingStage(nn.Module):
     """Patch embedding, then blocks; recomputed in backward under gradient checkpointing.
 
     Args:
-        in_chans: channels of the input.
-        stage: the description.
-        stem: the input is an image or event frame.
-        wiring, neuron, ssa_options: as for :class:`~qkformer.layers.SpikingBlock`.
-        drop_rates: ``drop_path`` of each block.
+        embed: called with [T, B, C, H, W], or [1, B, C, H, W] of a static image, and T.
+        blocks: on [T, B, C', H', W'].
+        dim: channels C' of the output.
+        downsampling: H / H'.
     """
 
-    def __init__(
-        self,
-        in_chans: int,
-        stage: Stage,
-        *,
-        stem: bool,
-        wiring: Wiring,
-        neuron: Callable[..., SpikingNeuron],
-        drop_rates: Sequence[float],
-        ssa_options: dict,
-    ):
+    def __init__(self, embed: nn.Module, blocks: Iterable[nn.Module], dim: int, downsampling: int):
         super().__init__()
-        if isinstance(stage.embed, SPSSpec):
-            self.embed = SPS(in_chans, stage.embed, neuron=neuron)
-        else:
-            self.embed = SPEDS(in_chans, stage.embed, wiring=wiring, stem=stem, neuron=neuron)
-        self.blocks = nn.Sequential(
-            *(
-                SpikingBlock(
-                    stage.dim,
-                    stage.num_heads,
-                    mixer=stage.mixer,
-                    mlp_ratio=stage.mlp_ratio,
-                    wiring=wiring,
-                    neuron=neuron,
-                    drop_path=drop_rate,
-                    ssa_options=ssa_options,
-                )
-                for drop_rate in drop_rates
-            )
-        )
+        self.embed = embed
+        self.blocks = nn.Sequential(*blocks)
+        self.dim, self.downsampling = dim, downsampling
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
@@ -121,6 +95,43 @@ class SpikingStage(nn.Module):
         for block in self.blocks:
             x = run(block, x)
         return x
+
+
+def make_stages(
+    stages: Sequence[Stage],
+    in_chans: int,
+    *,
+    wiring: Wiring,
+    neuron: Callable[..., SpikingNeuron],
+    drop_path_rate: float,
+    ssa_options: dict,
+) -> Iterator[SpikingStage]:
+    """The modules of stages that are written down.
+
+    Args:
+        in_chans: channels of the input.
+        wiring, neuron, ssa_options: as for :class:`~qkformer.layers.SpikingBlock`.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+    """
+    depth = sum(stage.depth for stage in stages)
+    drop_rates = iter(torch.linspace(0, drop_path_rate, depth, device="cpu").tolist())
+    for i, stage in enumerate(stages):
+        embed = PatchEmbed(in_chans, stage.embed, wiring=wiring, stem=i == 0, neuron=neuron)
+        blocks = (
+            SpikingBlock(
+                stage.dim,
+                stage.num_heads,
+                mixer=stage.mixer,
+                mlp_ratio=stage.mlp_ratio,
+                wiring=wiring,
+                neuron=neuron,
+                drop_path=next(drop_rates),
+                ssa_options=ssa_options,
+            )
+            for _ in range(stage.depth)
+        )
+        yield SpikingStage(embed, blocks, stage.dim, stage.embed.downsampling)
+        in_chans = stage.dim
 
 
 def _called(module: nn.Module, *inputs) -> Tensor:

@@ -73,6 +73,7 @@ def spike_sequence(
     v_threshold: float = 1.0,
     v_reset: float = 0.0,
     alpha: float = 4.0,
+    surrogate: str = "sigmoid",
     backend: str = "auto",
 ) -> Tensor:
     """Spikes of one neuron per element of ``x[0]``, from ``v_reset`` through all T time steps.
@@ -86,7 +87,8 @@ def spike_sequence(
             neuron without leak.
         v_threshold: the neuron fires when its membrane potential reaches this value.
         v_reset: membrane potential at the start and after a spike.
-        alpha: steepness of the sigmoid surrogate.
+        alpha: steepness of the surrogate.
+        surrogate: "sigmoid" or "arctan".
         backend: "auto", "torch" or "cupy".
 
     Returns:
@@ -104,5 +106,5 @@ def spike_sequence(
         check_backend(backend)
     if resolve_backend(backend, x.device, x.dtype) == "cupy":
         constants = dict(v_threshold=v_threshold, v_reset=v_reset, alpha=alpha)
-        return ops.neuron(x, reciprocal_tau=reciprocal_tau, **constants)
-    return SpikeSequence.apply(x, reciprocal_tau, v_threshold, v_reset, alpha)
+        return ops.neuron(x, reciprocal_tau=reciprocal_tau, **constants, surrogate=surrogate)
+    return SpikeSequence.apply(x, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)

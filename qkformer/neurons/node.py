@@ -22,32 +22,61 @@ class SpikingNeuron(base.MemoryModule):
     Args:
         v_threshold: the neuron fires when its membrane potential reaches this value.
         v_reset: membrane potential at the start and after a spike.
-        alpha: steepness of the sigmoid surrogate gradient.
+        alpha: steepness of the surrogate gradient; None for the surrogate's usual one.
         step_mode: "m" for input [T, ...], "s" for one time step [...].
         backend: "auto", "torch" or "cupy"; the multi-step implementation.
+        surrogate: "sigmoid" (alpha 4), "arctan" (2) or "triangle" (1).
+        strict, soft_reset, detach_reset: see :func:`qkformer.neurons.reference.step`.
+        v_init: membrane potential at the start, if it is not ``v_reset``.
+
+    The kernels and the fast sequence of the CPU know the sigmoid and the arctan surrogate, and none
+    of the options behind; a neuron with any runs step by step, as written in ``reference``.
 
     Raises:
-        ValueError: threshold not above reset, alpha not positive, unknown step mode or backend.
-        RuntimeError: the backend cannot run here.
+        ValueError: threshold not above reset, alpha not positive, unknown surrogate, step mode or
+            backend.
+        RuntimeError: the backend cannot run here, or not such a neuron.
     """
 
     def __init__(
         self,
         v_threshold: float = 1.0,
         v_reset: float = 0.0,
-        alpha: float = 4.0,
+        alpha: float | None = None,
         step_mode: str = "m",
         backend: str = "auto",
+        *,
+        surrogate: str = "sigmoid",
+        strict: bool = False,
+        soft_reset: bool = False,
+        detach_reset: bool = True,
+        v_init: float | None = None,
     ):
         super().__init__()
         if not v_threshold > v_reset:
             raise ValueError(f"v_threshold must exceed v_reset, got {v_threshold} and {v_reset}")
+        if surrogate not in reference.SURROGATES:
+            names = tuple(reference.SURROGATES)
+            raise ValueError(f"surrogate must be one of {names}, got {surrogate!r}")
+        alpha = reference.SURROGATES[surrogate][1] if alpha is None else alpha
         if not alpha > 0:
             raise ValueError(f"alpha must be positive, got {alpha}")
         self.v_threshold, self.v_reset, self.alpha = v_threshold, v_reset, alpha
         self.step_mode = step_mode
         self.backend = functional.check_backend(backend)
-        self.register_memory("v", v_reset)
+        self.surrogate, self.v_init = surrogate, v_init
+        # what `reference` alone can do, where it is not the default
+        self.options = {
+            name: value
+            for name, value, default in (
+                ("strict", strict, False),
+                ("soft_reset", soft_reset, False),
+                ("detach_reset", detach_reset, True),
+            )
+            if value != default
+        }
+        self.register_memory("v", v_reset if v_init is None else v_init)
+        self._check_kernels()
 
     @property
     def step_mode(self) -> str:
@@ -64,16 +93,42 @@ class SpikingNeuron(base.MemoryModule):
         """1 / tau, None without leak."""
         raise NotImplementedError
 
+    @property
+    def constants(self) -> dict[str, float | Tensor | str | None]:
+        """The neuron as every implementation knows it."""
+        names = ("reciprocal_tau", "v_threshold", "v_reset", "alpha", "surrogate")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def in_kernels(self) -> bool:
+        """Whether this is a neuron that the fast implementations know: of this very function."""
+        known = type(self).multi_step_forward is SpikingNeuron.multi_step_forward
+        return known and not self._beyond_kernels
+
+    @property
+    def _beyond_kernels(self) -> bool:
+        return bool(self.options) or self.v_init is not None or self.surrogate == "triangle"
+
+    def _check_kernels(self) -> None:
+        if self.backend == "cupy" and self._beyond_kernels:
+            raise RuntimeError(
+                f"backend='cupy' has no kernels for {type(self).__name__} with {self._options()}: "
+                "take 'auto' or 'torch'"
+            )
+
+    def _options(self) -> str:
+        options = dict(self.options)
+        if self.surrogate != "sigmoid":
+            options["surrogate"] = self.surrogate
+        if self.v_init is not None:
+            options["v_init"] = self.v_init
+        return ", ".join(f"{name}={value}" for name, value in options.items())
+
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Spikes [T, ...] of currents [T, ...]."""
-        return functional.spike_sequence(
-            x_seq,
-            reciprocal_tau=self.reciprocal_tau,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            alpha=self.alpha,
-            backend=self.backend,
-        )
+        if self.in_kernels:
+            return functional.spike_sequence(x_seq, **self.constants, backend=self.backend)
+        return reference.spike_sequence(x_seq, v_init=self.v_init, **self.constants, **self.options)
 
     def materialize_states(self, inputs: tuple, states: tuple, step_mode: str) -> tuple:
         """SpikingJelly's hook: turn the initial scalar ``v`` into a tensor like the input."""
@@ -90,21 +145,15 @@ class SpikingNeuron(base.MemoryModule):
 
     def single_step_functional_forward(self, inputs: tuple, states: tuple) -> tuple[tuple, tuple]:
         """SpikingJelly's hook: (x,), (v,) -> (spikes,), (v,); all shapes equal."""
-        spikes, v = reference.step(
-            inputs[0],
-            states[0],
-            reciprocal_tau=self.reciprocal_tau,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            alpha=self.alpha,
-        )
+        spikes, v = reference.step(inputs[0], states[0], **self.constants, **self.options)
         return (spikes,), (v,)
 
     def extra_repr(self) -> str:
-        return (
+        text = (
             f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, alpha={self.alpha}, "
             f"step_mode={self.step_mode}, backend={self.backend}"
         )
+        return f"{text}, {self._options()}" if self._options() else text
 
 
 class LIF(SpikingNeuron):
@@ -112,16 +161,20 @@ class LIF(SpikingNeuron):
 
     Args:
         tau: membrane time constant in time steps, at least 1.
+        decay_input: if False, ``h = v - (v - v_reset) / tau + x``; of ``reference`` only.
         kwargs: those of :class:`SpikingNeuron`.
 
     Shape: [T, ...] -> [T, ...], spikes in the input's dtype.
     """
 
-    def __init__(self, tau: float = 2.0, **kwargs):
+    def __init__(self, tau: float = 2.0, *, decay_input: bool = True, **kwargs):
         super().__init__(**kwargs)
         if not tau >= 1:
             raise ValueError(f"tau must be at least 1 time step, got {tau}")
         self.tau = tau
+        if not decay_input:
+            self.options["decay_input"] = False
+            self._check_kernels()
 
     @property
     def reciprocal_tau(self) -> float:

@@ -8,9 +8,13 @@ One time step of a neuron with membrane potential ``v`` and input current ``x``:
     reset    v = v_reset where s = 1, h elsewhere   (hard reset, outside the gradient)
 
 The derivative of the step function in ``fire`` is replaced in backward by that of
-``sigmoid(alpha * (h - v_threshold))``. Source: QKFormer (arXiv 2403.16552) with the constants of
-its release; PLIF: Fang et al., ICCV 2021.
+``sigmoid(alpha * (h - v_threshold))``, or another surrogate's. Other kinds of charge, fire and
+reset are options of :func:`step`. Source: QKFormer (arXiv 2403.16552) with the constants of its
+release; PLIF: Fang et al., ICCV 2021.
 """
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,20 +25,40 @@ def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-class SigmoidSurrogate(torch.autograd.Function):
-    """Heaviside step (1 at 0) whose derivative is that of ``sigmoid(alpha * x)``."""
+def _sigmoid_slope(x: Tensor, alpha: float) -> Tensor:
+    sigmoid = torch.sigmoid(alpha * x)
+    return alpha * sigmoid * (1 - sigmoid)
+
+
+def _arctan_slope(x: Tensor, alpha: float) -> Tensor:
+    return alpha / 2 / (1 + (math.pi / 2 * alpha * x).square())
+
+
+def _triangle_slope(x: Tensor, alpha: float) -> Tensor:
+    return alpha * (1 - alpha * x.abs()).clamp(min=0)
+
+
+# name -> the derivative that stands for that of the step function, and its usual alpha
+SURROGATES: dict[str, tuple[Callable[[Tensor, float], Tensor], float]] = {
+    "sigmoid": (_sigmoid_slope, 4.0),
+    "arctan": (_arctan_slope, 2.0),
+    "triangle": (_triangle_slope, 1.0),
+}
+
+
+class Heaviside(torch.autograd.Function):
+    """Step function, 1 or (``strict``) 0 at 0, with the derivative of a surrogate."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, alpha: float) -> Tensor:
+    def forward(ctx, x: Tensor, alpha: float, surrogate: str, strict: bool) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.alpha = alpha
-        return (x >= 0).to(x.dtype)
+        ctx.alpha, ctx.slope = alpha, SURROGATES[surrogate][0]
+        return (x > 0 if strict else x >= 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        sigmoid = torch.sigmoid(ctx.alpha * x)
-        return grad_output * ctx.alpha * sigmoid * (1 - sigmoid), None
+        return grad_output * ctx.slope(x, ctx.alpha), None, None, None
 
 
 def step(
@@ -45,6 +69,11 @@ def step(
     v_threshold: float = 1.0,
     v_reset: float = 0.0,
     alpha: float = 4.0,
+    surrogate: str = "sigmoid",
+    strict: bool = False,
+    soft_reset: bool = False,
+    detach_reset: bool = True,
+    decay_input: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One time step.
 
@@ -52,6 +81,11 @@ def step(
         x: input current, any shape.
         v: membrane potential before the step, same shape, in ``membrane_dtype(x.dtype)``.
         reciprocal_tau: 1 / tau of a leaky neuron; None for a neuron without leak (IF).
+        alpha, surrogate: steepness and name of the derivative, see ``SURROGATES``.
+        strict: fire above the threshold only.
+        soft_reset: a spike takes the threshold from the membrane potential.
+        detach_reset: no gradient passes through the reset.
+        decay_input: the current is divided by tau as well.
 
     Returns:
         Spikes (0 or 1, dtype of ``x``) and the membrane potential after the reset.
@@ -59,24 +93,36 @@ def step(
     current = x.to(v.dtype)
     if reciprocal_tau is None:
         h = v + current
-    else:
+    elif decay_input:
         h = v + (current - (v - v_reset)) * reciprocal_tau
-    spikes = SigmoidSurrogate.apply(h - v_threshold, alpha)
-    v = torch.where(spikes.detach().bool(), v_reset, h)
+    else:
+        h = v - (v - v_reset) * reciprocal_tau + current
+    spikes = Heaviside.apply(h - v_threshold, alpha, surrogate, strict)
+    fired = spikes.detach() if detach_reset else spikes
+    if soft_reset:
+        v = h - fired * v_threshold
+    elif detach_reset:
+        v = torch.where(fired.bool(), v_reset, h)
+    else:
+        v = (1 - fired) * h + fired * v_reset
     return spikes.to(x.dtype), v
 
 
-def spike_sequence(x: Tensor, *, v_reset: float = 0.0, **neuron: object) -> Tensor:
-    """All time steps, from ``v = v_reset``.
+def spike_sequence(
+    x: Tensor, *, v_reset: float = 0.0, v_init: float | None = None, **neuron: object
+) -> Tensor:
+    """All time steps, from ``v = v_init``.
 
     Args:
         x: input current [T, ...].
+        v_init: None for ``v_reset``.
         neuron: the remaining arguments of :func:`step`.
 
     Returns:
         Spikes [T, ...], dtype of ``x``.
     """
-    v = torch.full_like(x[0], v_reset, dtype=membrane_dtype(x.dtype))
+    start = v_reset if v_init is None else v_init
+    v = torch.full_like(x[0], start, dtype=membrane_dtype(x.dtype))
     spikes = []
     for current in x:
         fired, v = step(current, v, v_reset=v_reset, **neuron)

@@ -4,7 +4,7 @@ The arithmetic is that of ``reference.step``, operation by operation.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,11 +24,11 @@ class SpikeSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, reciprocal_tau, v_threshold, v_reset, alpha):
+    def forward(ctx, x, reciprocal_tau, v_threshold, v_reset, alpha, surrogate):
         learned = isinstance(reciprocal_tau, Tensor)
         ctx.save_for_backward(x, *((reciprocal_tau,) if learned else ()))
         ctx.reciprocal_tau = None if learned else reciprocal_tau
-        ctx.constants = (v_threshold, v_reset, alpha)
+        ctx.constants = (v_threshold, v_reset, alpha, surrogate)
         order = _memory_order(x)
         rows = _rows(x, order)
         spikes = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -56,7 +56,7 @@ class SpikeSequence(torch.autograd.Function):
             for piece in _pieces(lines, rows, grad_spikes, grad_x)
         ]
         grad_tau = sum(grads_tau) if learned else None
-        return _like(grad_x, x, order), grad_tau, None, None, None
+        return _like(grad_x, x, order), grad_tau, None, None, None, None
 
 
 def _backward(
@@ -68,30 +68,54 @@ def _backward(
     v_threshold: float,
     v_reset: float,
     alpha: float,
+    surrogate: str,
 ) -> Tensor | None:
     """Write the gradient of x [T, n] to ``grad_x``; return that of a learned 1 / tau, or None."""
     learned = isinstance(reciprocal_tau, Tensor)
     u, line, drives = scratch[: len(x)], scratch[len(x)], scratch[len(x) + 1 :]
     _membrane(x, reciprocal_tau, v_threshold, v_reset, u, line, drives)
     leak = 1.0 if reciprocal_tau is None else 1 - reciprocal_tau
-    scale = alpha if reciprocal_tau is None else alpha * reciprocal_tau
-    shift = torch.full((), alpha * v_threshold, dtype=u.dtype, device=u.device)
+    slope = _SLOPES[surrogate](alpha, v_threshold, u)
+    factor = alpha if surrogate == "sigmoid" else alpha / 2  # left for the end
+    scale = factor if reciprocal_tau is None else factor * reciprocal_tau
     kept = line
     later, grad_tau = None, 0.0
     for t in reversed(range(len(x))):
         here = u[t]
         torch.gt(here, -v_threshold, out=kept)
-        # sigmoid' is even, and so the same for u as for v
-        torch.add(shift, here, alpha=alpha, out=here).sigmoid_()
-        grad_spike = grad_spikes[t].to(u.dtype)
-        grad_v = torch.ops.aten.sigmoid_backward(grad_spike, here, grad_input=here)
+        grad_v = slope(here, grad_spikes[t].to(u.dtype))
         if later is not None:
             grad_v.addcmul_(later.mul_(leak), kept)
-        later = grad_v  # but for the factor alpha
+        later = grad_v  # but for the factor
         torch.mul(grad_v, scale, out=grad_x[t])
         if learned:  # dv[t] / d(1 / tau) = x[t] - (v[t-1] - v_reset)
-            grad_tau = grad_tau + (grad_v * drives[t]).sum() * alpha
+            grad_tau = grad_tau + (grad_v * drives[t]).sum() * factor
     return grad_tau if learned else None
+
+
+# Both surrogates' derivatives are even, and so the same for u as for v. Each function makes one
+# that turns u into the gradient of v but for a constant factor, from that of the spikes, in place.
+
+
+def _sigmoid(alpha: float, v_threshold: float, u: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    shift = torch.full((), alpha * v_threshold, dtype=u.dtype, device=u.device)
+
+    def slope(here: Tensor, grad_spike: Tensor) -> Tensor:
+        torch.add(shift, here, alpha=alpha, out=here).sigmoid_()
+        return torch.ops.aten.sigmoid_backward(grad_spike, here, grad_input=here)
+
+    return slope
+
+
+def _arctan(alpha: float, v_threshold: float, u: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def slope(here: Tensor, grad_spike: Tensor) -> Tensor:
+        here.add_(v_threshold).mul_(math.pi / 2 * alpha).square_().add_(1)
+        return torch.div(grad_spike, here, out=here)
+
+    return slope
+
+
+_SLOPES = {"sigmoid": _sigmoid, "arctan": _arctan}
 
 
 def _membrane(

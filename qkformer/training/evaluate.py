@@ -17,7 +17,7 @@ from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.loaders import evaluation_loader, read
 from qkformer.data.registry import Data, load_data
 from qkformer.files import append_lines, write_text
-from qkformer.models import SpikingTransformer
+from qkformer.models import SpikingNetwork
 from qkformer.neurons import SpikingNeuron
 from qkformer.training.command_line import TestOptions
 from qkformer.training.config import Config, ConfigError
@@ -218,7 +218,7 @@ def _test(
     world.say(*(f"{name:15} {value}" for name, value in results.items()), "")
     if report.has_ema and options.weights != "ema":
         world.say(f"{options.checkpoint} has averaged weights too: --weights ema tests them")
-    if model.ssa == "original":
+    if results["ssa"] == "original":
         world.say(
             f"ssa original: these numbers hold for batches of {results['batch_size']} in this "
             "order; a sample's output depends on the others of its batch"
@@ -226,7 +226,7 @@ def _test(
     return results
 
 
-def _facts(config: Config, data: Data, model: SpikingTransformer) -> dict[str, Any]:
+def _facts(config: Config, data: Data, model: SpikingNetwork) -> dict[str, Any]:
     """What was tested on what, as far as it decides the numbers."""
     neurons = {type(part).__name__ for part in model.modules() if isinstance(part, SpikingNeuron)}
     # images are resized and cut out one by one; event frames go to the device as they are
@@ -241,7 +241,7 @@ def _facts(config: Config, data: Data, model: SpikingTransformer) -> dict[str, A
         "arguments": config.model.arguments(),
         "parameters": count_parameters(model),
         "T": model.T,
-        "ssa": model.ssa,
+        "ssa": getattr(model, "ssa", None),
         "input_size": [data.in_chans, config.data.image_size, config.data.image_size],
         "batch_size": config.data.evaluation_batch_size,
     }

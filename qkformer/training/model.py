@@ -12,7 +12,7 @@ from torch import nn
 import qkformer
 from qkformer.checkpoint.load import check_checkpoint
 from qkformer.data.registry import Data
-from qkformer.models import SpikingTransformer
+from qkformer.models import SpikingNetwork
 from qkformer.text import one_line
 from qkformer.training.config import ComputeConfig, Config, ConfigError, changed_keys
 
@@ -27,7 +27,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def create_model(config: Config, data: Data) -> SpikingTransformer:
+def create_model(config: Config, data: Data) -> SpikingNetwork:
     """The model that `config.model` names, for the classes, channels and size of the data.
 
     Raises:
@@ -86,22 +86,22 @@ def check_model(
         f"model.{key}: {getattr(model, key)}, but {checkpoint} was trained with "
         f"{getattr(trained, key)}"
         for key in ("T", "ssa")
-        if getattr(model, key) != getattr(trained, key) and key not in on_purpose
+        if getattr(model, key, None) != getattr(trained, key, None) and key not in on_purpose
     ]
 
 
-def _outline(config: Config) -> SpikingTransformer:
+def _outline(config: Config) -> SpikingNetwork:
     """The model without its weights, for classes and channels of its own."""
     with torch.device("meta"):
         return _create(config)
 
 
-def _printed(model: SpikingTransformer) -> str:
+def _printed(model: SpikingNetwork) -> str:
     """What the layers compute, as they print it; whether by an argument or its default."""
-    return str(model.stages).replace(f"ssa={model.ssa}", "ssa")
+    return str(model).replace(f"ssa={getattr(model, 'ssa', None)}", "ssa")
 
 
-def _create(config: Config, **options: Any) -> SpikingTransformer:
+def _create(config: Config, **options: Any) -> SpikingNetwork:
     try:
         model = qkformer.create_model(config.model.name, **options, **config.model.arguments())
     except (TypeError, ValueError, RuntimeError) as error:  # the last: a backend that cannot run

@@ -10,19 +10,19 @@ from torch import nn
 
 from qkformer.layers import (
     MIXERS,
-    SPEDS,
-    SPS,
     Conv3x3,
     ConvBNNeuron,
     EmbedSpec,
+    PatchEmbed,
     QKChannelAttention,
     QKTokenAttention,
     Residual,
+    SpikeDrivenAttention,
     SpikingBlock,
     SpikingSelfAttention,
-    SPSSpec,
     drop_path,
 )
+from qkformer.layers.patch_embed import five_convs, sps
 from qkformer.neurons import LIF
 
 T, B, C, H, W = 3, 2, 12, 4, 6
@@ -79,6 +79,36 @@ def test_qk_attention_masks_keys_by_sums_of_queries(kind):
     assert torch.equal(layer(x), layer.proj(masked))
 
 
+def test_spike_driven_attention_masks_queries_by_sums_of_keys_times_values():
+    layer = lively(SpikeDrivenAttention(C, HEADS))
+    x = spikes(T, B, C, H, W)
+    q, k, v, mask = outputs_of(layer, x, "q", "k", "v", "mask_neuron")
+    expected = LIF(v_threshold=0.5)((k * v).sum((3, 4)))
+    assert 0 < expected.mean() < 1
+    assert torch.equal(mask.flatten(2), expected)
+    assert torch.equal(layer(x), layer.proj(q * expected[..., None, None]))
+    other_heads = SpikeDrivenAttention(C, 1).double().eval()
+    other_heads.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), other_heads(x))
+
+
+def test_pooled_spike_driven_attention_pools_spikes_and_products():
+    layer = lively(SpikeDrivenAttention(C, HEADS, pooled=True))
+    x = spikes(T, B, C, H, W, rate=0.1)
+    q, k, v, mask = outputs_of(layer, x, "q", "k", "v", "mask_neuron")
+    pool = torch.nn.MaxPool2d(3, 1, 1)
+    k, v = (pool(y.flatten(0, 1)).view(x.shape) for y in (k, v))
+
+    def over_heads(y):  # tokens times the channels of a head, as if it were an image
+        y = y.reshape(T * B * HEADS, C // HEADS, H * W).transpose(1, 2)
+        return pool(y).transpose(1, 2).reshape(x.shape)
+
+    expected = LIF(v_threshold=0.5)(over_heads(k * v).sum((3, 4)))
+    assert expected.mean() > 0
+    assert torch.equal(mask.flatten(2), expected)
+    assert torch.equal(layer(x), layer.proj(over_heads(q * expected[..., None, None])))
+
+
 @pytest.mark.parametrize(("heads", "h", "w"), [(3, 4, 6), (1, 2, 5)], ids=["d<N", "d>N"])
 @pytest.mark.parametrize("scale", [0.125, 0.25, None])
 def test_spiking_self_attention_is_its_equation_in_either_order(heads, h, w, scale):
@@ -89,7 +119,7 @@ def test_spiking_self_attention_is_its_equation_in_either_order(heads, h, w, sca
     attention = torch.einsum("...nd,...md->...nm", q, k)
     expected = LIF(v_threshold=0.5)(torch.einsum("...nm,...md->...nd", attention, v) * (scale or 1))
     assert 0 < expected.mean() < 1
-    assert torch.equal(got, expected.mT)
+    assert torch.equal(got, expected.mT.reshape(got.shape))
 
 
 def test_original_ssa_leaks_from_sample_to_sample_and_fixed_does_not():
@@ -182,8 +212,8 @@ def test_membrane_shortcut_around_each_half_of_an_mlp_of_ratio_1():
 @pytest.mark.parametrize("wiring", ["aba", "pa", "ms"])
 @pytest.mark.parametrize("stem", [True, False])
 def test_speds_is_main_path_plus_shortcut(wiring, stem):
-    spec = EmbedSpec((Conv3x3(8, pool=True), Conv3x3(6, stride=2)), shortcut_after=1)
-    layer = lively(SPEDS(3, spec, wiring=wiring, stem=stem))
+    spec = EmbedSpec((Conv3x3(8, pool="before"), Conv3x3(6, stride=2)), shortcut_after=1)
+    layer = lively(PatchEmbed(3, spec, wiring=wiring, stem=stem))
     x = torch.randn(T, B, 3, 8, 12, dtype=torch.float64)
     main, shortcut = (lambda y: layer.convs[1](y)), layer.shortcut
     y = layer.convs[0](LIF()(x) if wiring == "ms" and not stem else x)
@@ -197,13 +227,33 @@ def test_speds_is_main_path_plus_shortcut(wiring, stem):
 
 
 def test_sps_pools_behind_its_neurons():
-    layer = lively(SPS(3, SPSSpec(16, (False, True, False, True))))
+    layer = lively(PatchEmbed(3, sps(16, (False, True, False, True))))
     x = torch.randn(T, B, 3, 8, 8, dtype=torch.float64)
     y = layer(x)
     assert y.shape == (T, B, 16, 2, 2)
     assert set(y.unique().tolist()) <= {0.0, 1.0, 2.0}
     (first,) = outputs_of(layer, x, "convs.1.neuron")
     assert first.shape == (T, B, 4, 8, 8)
+
+
+@pytest.mark.parametrize("pool", ["before", "after"])
+def test_five_convolutions_end_in_a_current_and_pool_where_said(pool):
+    spec = five_convs(16, (True, False, False, True), pool)
+    layer = lively(PatchEmbed(3, spec, wiring="ms", stem=True))
+    x = torch.randn(T, B, 3, 8, 8, dtype=torch.float64)
+    y = x
+    for conv, pooled in zip(layer.convs, (True, False, False, True, False), strict=True):
+        y = conv.bn(conv.conv(y.flatten(0, 1)))
+        if pooled and pool == "before":
+            y = torch.nn.functional.max_pool2d(y, 3, 2, 1)
+        y = y.unflatten(0, (T, B))
+        if conv is not layer.convs[-1]:
+            y = LIF()(y)
+            assert 0 < y.mean() < 1
+        if pooled and pool == "after":
+            y = torch.nn.functional.max_pool2d(y.flatten(0, 1), 3, 2, 1).unflatten(0, (T, B))
+    assert torch.equal(layer(x), y)
+    assert y.shape == (T, B, 16, 2, 2)
 
 
 @pytest.mark.parametrize(

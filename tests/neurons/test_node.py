@@ -42,20 +42,22 @@ def random_currents(shape, dtype=torch.float64, seed=0):
         (LIF(tau=4.0), [2.0, 2.0, 2.0, 4.0], [0, 0, 1, 1]),
         # reset to -1: h = -1 + 1 = 0 (fires at 0), -1 + .5, -.5 + (1.5 - .5) / 2 = 0 fires
         (LIF(v_threshold=0.0, v_reset=-1.0), [2.0, 1.0, 1.5], [1, 0, 1]),
+        # fires above 1 only: h = 1, .5 + .75 fires, 1
+        (LIF(strict=True, decay_input=False), [1.0, 0.75, 1.0], [0, 1, 0]),
+        # a spike takes 1 away: h = 1.5 fires, .75 + .25 = 1 fires, 0
+        (IF(soft_reset=True, v_init=0.5), [1.0, 0.5, 0.0, 0.25, 0.0], [1, 1, 0, 0, 0]),
         # the threshold of attention's neurons: one spike in gives h = .5
         (LIF(v_threshold=0.5), [1.0, 0.0, 1.0, 0.5, 0.75], [1, 0, 1, 0, 1]),
     ],
-    ids=["lif", "if", "lif-tau4", "lif-reset", "lif-half"],
+    ids=["lif", "if", "lif-tau4", "lif-reset", "strict", "soft", "lif-half"],
 )
 def test_hand_worked_sequences(neuron, currents, spikes):
     x = torch.tensor(currents, dtype=torch.float64)[:, None]
     assert neuron(x).flatten().tolist() == spikes
-    assert reference.spike_sequence(
-        x,
-        reciprocal_tau=neuron.reciprocal_tau,
-        v_threshold=neuron.v_threshold,
-        v_reset=neuron.v_reset,
-    ).flatten().tolist() == spikes  # fmt: skip
+    expected = reference.spike_sequence(
+        x, **neuron.constants, **neuron.options, v_init=neuron.v_init
+    )
+    assert expected.flatten().tolist() == spikes
 
 
 def test_hand_worked_gradient():
@@ -69,23 +71,26 @@ def test_hand_worked_gradient():
     torch.testing.assert_close(x.grad.flatten(), torch.stack(expected))
 
 
-def test_no_gradient_through_the_reset():
+@pytest.mark.parametrize("detach_reset", [True, False])
+def test_gradient_through_the_reset_unless_detached(detach_reset):
     x = torch.tensor([[3.0], [0.0]], dtype=torch.float64, requires_grad=True)
-    spikes = LIF()(x)
+    spikes = LIF(detach_reset=detach_reset)(x)
     (grad,) = torch.autograd.grad(spikes[1].sum(), x)
     assert spikes[0].item() == 1
-    assert grad[0].item() == 0
+    assert (grad[0].item() == 0) == detach_reset
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", [(1, 3), (4, 2, 5, 7), (16, 33)], ids=str)
+@pytest.mark.parametrize("slope", [("sigmoid", surrogate.Sigmoid), ("arctan", surrogate.ATan)])
 @pytest.mark.parametrize("name", NEURONS)
-def test_agrees_with_spikingjelly(name, shape, dtype):
+def test_agrees_with_spikingjelly(name, slope, shape, dtype):
+    ours = NEURONS[name](surrogate=slope[0]).to(dtype)
     theirs = SPIKINGJELLY[name](
-        step_mode="m", detach_reset=True, surrogate_function=surrogate.Sigmoid(alpha=4.0)
+        step_mode="m", detach_reset=True, surrogate_function=slope[1](alpha=ours.alpha)
     ).to(dtype)
     x, grad = random_currents(shape, dtype)
-    spikes, grads = run(NEURONS[name]().to(dtype), x, grad)
+    spikes, grads = run(ours, x, grad)
     expected_spikes, expected_grads = run(theirs, x, grad)
     assert 0 < spikes.mean() < 1
     assert torch.equal(spikes, expected_spikes)
@@ -118,21 +123,17 @@ def test_inputs_on_the_threshold_fall_on_the_same_side(name, tau, v_reset, dtype
 @pytest.mark.parametrize(
     "neuron",
     [LIF(), LIF(tau=3.0, v_threshold=0.5), LIF(v_reset=-0.3, alpha=2.0), LIF(tau=1.0), IF(),
-     PLIF(), PLIF(init_tau=5.0, v_threshold=0.7, v_reset=0.1)],
-    ids=["lif", "lif-tau3", "lif-reset", "lif-tau1", "if", "plif", "plif-tau5"],
+     PLIF(), PLIF(init_tau=5.0, v_threshold=0.7, v_reset=0.1), IF(surrogate="arctan"),
+     PLIF(surrogate="arctan", alpha=1.5, v_threshold=0.6)],
+    ids=["lif", "lif-tau3", "lif-reset", "lif-tau1", "if", "plif", "plif-tau5", "if-arctan",
+         "plif-arctan"],
 )  # fmt: skip
 def test_agrees_with_the_reference(neuron, T):
     neuron = copy.deepcopy(neuron).double()
     x, grad = random_currents((T, 3, 11), seed=T)
 
     def plain(x):
-        return reference.spike_sequence(
-            x,
-            reciprocal_tau=neuron.reciprocal_tau,
-            v_threshold=neuron.v_threshold,
-            v_reset=neuron.v_reset,
-            alpha=neuron.alpha,
-        )
+        return reference.spike_sequence(x, **neuron.constants)
 
     spikes, grads = run(neuron, x, grad)
     expected_spikes, expected_grads = run(neuron, x, grad, plain)
@@ -173,9 +174,15 @@ def test_multi_step_leaves_no_state(name):
     assert neuron(x[:, :3]).shape == (4, 3)  # another shape needs no reset either
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"surrogate": "arctan"}, {"surrogate": "triangle", "strict": True, "detach_reset": False},
+     {"soft_reset": True, "v_init": 0.3}],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("name", NEURONS)
-def test_single_steps_equal_one_multi_step_call(name):
-    neuron = NEURONS[name](v_reset=-0.2).double()
+def test_single_steps_equal_one_multi_step_call(name, options):
+    neuron = NEURONS[name](v_reset=-0.2, **options).double()
     x, grad = random_currents((6, 4, 5))
 
     def steps(x):
@@ -233,9 +240,10 @@ def test_strided_and_expanded_inputs():
         assert torch.equal(LIF()(view), LIF()(view.contiguous()))
 
 
+@pytest.mark.parametrize("options", [{}, {"strict": True, "surrogate": "triangle"}], ids=str)
 @pytest.mark.parametrize("name", NEURONS)
-def test_copies_and_pickles(name):
-    neuron = NEURONS[name](v_threshold=0.8)
+def test_copies_and_pickles(name, options):
+    neuron = NEURONS[name](v_threshold=0.8, **options)
     x, _ = random_currents((4, 9), torch.float32)
     for twin in (copy.deepcopy(neuron), pickle.loads(pickle.dumps(neuron))):
         assert torch.equal(twin(x), neuron(x))
@@ -252,6 +260,7 @@ def test_copies_and_pickles(name):
         (lambda: PLIF(init_tau=1.0), ValueError, "init_tau"),
         (lambda: IF(alpha=0.0), ValueError, "alpha"),
         (lambda: IF(step_mode="x"), ValueError, "step_mode"),
+        (lambda: IF(surrogate="atan"), ValueError, "surrogate must be one of"),
         (lambda: LIF()(torch.tensor(1.0)), ValueError, r"\[T, \.\.\.\]"),
         (lambda: LIF()(torch.ones(0, 3)), ValueError, r"\(0, 3\)"),
         (lambda: LIF()(torch.ones(2, 3, dtype=torch.int64)), ValueError, "int64"),
@@ -260,6 +269,17 @@ def test_copies_and_pickles(name):
 def test_bad_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_triangle_and_undetached_reset_by_hand():
+    """Two steps of ``h = v / 2 + x``: 1.25 fires (slope .75), then .5 (slope .5)."""
+    neuron = LIF(surrogate="triangle", strict=True, detach_reset=False, decay_input=False)
+    x = torch.tensor([[1.25], [0.5]], dtype=torch.float64, requires_grad=True)
+    spikes = neuron(x)
+    assert spikes.flatten().tolist() == [1, 0]
+    (grad,) = torch.autograd.grad(spikes[1].sum(), x)
+    # dv0/dx0 = (1 - s) - h * slope = -1.25 * .75; dh1/dv0 = .5
+    assert grad.flatten().tolist() == [0.5 * 0.5 * -1.25 * 0.75, 0.5]
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@
 //   -DSTEPS=  T, or 0 for a T that is known at launch only
 //   -DVEC=    neighbouring elements of a thread, which it reads and writes at once
 //   -DBLOCK=  threads of a block
+//   -DSURROGATE=  SIGMOID or ARCTAN
 // They need no header, neither CUDA's nor C++'s, and no warp operations: a thread per neuron, or
 // per VEC of them; qk_mask.cu alone has shared memory and barriers. So the same text is compiled by
 // g++ and tested without a GPU (tests/neurons/cuda); what is special to the device stands under
@@ -19,6 +20,9 @@
 #define IF 0
 #define LIF 1
 #define PLIF 2
+
+#define SIGMOID 0
+#define ARCTAN 1
 
 // scalar: as stored. real: as computed with; the dtype of membranes, BatchNorm and sums.
 #if DTYPE == FLOAT64

@@ -31,6 +31,7 @@ class Neuron(NamedTuple):
     v_threshold: float
     v_reset: float
     alpha: float
+    surrogate: str = "sigmoid"
 
     @property
     def kind(self) -> str:
@@ -108,7 +109,8 @@ class Call:
 
     def launch(self, family: str, kernel: str, threads: int, args: list, vec: int = 1) -> None:
         steps = self.steps if self.steps <= MAX_UNROLLED else 0
-        variant = Variant(family, self.y.dtype, self.neuron.kind, steps, vec)
+        neuron = self.neuron
+        variant = Variant(family, self.y.dtype, neuron.kind, steps, vec, neuron.surrogate)
         device = self.y.device
         LAUNCHERS[device.type].launch(kernel, threads, args, variant=variant, device=device)
 

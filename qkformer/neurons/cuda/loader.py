@@ -30,6 +30,7 @@ class Variant(NamedTuple):
         kind: "IF", "LIF" or "PLIF".
         steps: T, or 0 for a T that is known at launch only.
         vec: neighbouring neurons of a thread.
+        surrogate: "sigmoid" or "arctan".
     """
 
     family: str
@@ -37,12 +38,14 @@ class Variant(NamedTuple):
     kind: str
     steps: int
     vec: int
+    surrogate: str = "sigmoid"
 
     @property
     def options(self) -> tuple[str, ...]:
         """For the compiler, NVRTC or g++."""
         defines = {"DTYPE": DTYPES[self.dtype], "KIND": self.kind}
         defines |= {"STEPS": self.steps, "VEC": self.vec, "BLOCK": BLOCK}
+        defines["SURROGATE"] = self.surrogate.upper()
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()))
 
 

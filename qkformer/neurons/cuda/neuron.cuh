@@ -85,6 +85,16 @@ __device__ __forceinline__ void record(const Neuron& neuron, int steps, Past<LAN
     }
 }
 
+// Gradient of the membrane potential from that of the spike.
+__device__ __forceinline__ real surrogate(const Neuron& neuron, real gradient, real above) {
+    if (SURROGATE == ARCTAN) {
+        const real scaled = real(1.5707963267948966) * neuron.alpha * above;
+        return gradient * (neuron.alpha / 2) / (1 + scaled * scaled);
+    }
+    const real sigmoid = 1 / (1 + exponential(-neuron.alpha * above));
+    return gradient * (1 - sigmoid) * sigmoid * neuron.alpha;
+}
+
 // From the last step to the first: gradient(t, real g[LANES]) fills in that of the spikes,
 // emit(t, real g[LANES]) takes that of the currents; PLIF's of 1 / tau is added to `grad_tau`.
 template <int LANES, class Gradient, class Emit>
@@ -101,9 +111,7 @@ __device__ __forceinline__ void backpropagate(const Neuron& neuron, int steps, P
 #pragma unroll
         for (int lane = 0; lane < LANES; ++lane) {
             const real h = past.h(t, lane);
-            const real above = h - neuron.threshold;
-            const real sigmoid = 1 / (1 + exponential(-neuron.alpha * above));
-            real grad_h = g[lane] * (1 - sigmoid) * sigmoid * neuron.alpha;
+            real grad_h = surrogate(neuron, g[lane], h - neuron.threshold);
             if (!(h >= neuron.threshold)) grad_h += later[lane] * leak;  // none through the reset
             if (KIND == PLIF) grad_tau += grad_h * past.drive(t, lane);
             later[lane] = grad_h;

@@ -17,7 +17,7 @@ from qkformer.neurons.reference import membrane_dtype
 
 
 def _fake_bn_neuron(y, *args):
-    steps, repeated, pool, _, splits = args[11:16]
+    steps, repeated, pool, _, splits = args[12:17]
     return empty_outputs(dense(y), steps, repeated, pool, splits)
 
 
@@ -35,6 +35,7 @@ def bn_neuron_op(
     v_threshold: float,
     v_reset: float,
     alpha: float,
+    surrogate: str,
     steps: int,
     repeated: bool,
     pool: bool,
@@ -43,7 +44,7 @@ def bn_neuron_op(
 ) -> list[Tensor]:
     """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau, ``mean`` and ``invstd`` are given."""
     norm = launch.Norm(weight, bias, mean, invstd, conv_bias)
-    neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
+    neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
     call = launch.Call(dense(y), norm, neuron, steps, repeated, pool, splits)
     return launch.forward(call, residual)
 
@@ -68,6 +69,7 @@ def bn_neuron_backward_op(
     v_threshold: float,
     v_reset: float,
     alpha: float,
+    surrogate: str,
     steps: int,
     repeated: bool,
     pool: bool,
@@ -79,7 +81,7 @@ def bn_neuron_backward_op(
     ``y - mean``; of ``learned``, its sum over C. Without ``sums_needed`` the second is zero."""
     y = dense(y)
     norm = launch.Norm(weight, bias, mean, invstd, conv_bias)
-    neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha)
+    neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
     call = launch.Call(y, norm, neuron, steps, repeated, pool, splits)
     if y.numel() == 0:
         return torch.empty_like(y), _no_sums(y)
@@ -166,6 +168,7 @@ def bn_neuron(
     v_threshold: float = 1.0,
     v_reset: float = 0.0,
     alpha: float = 4.0,
+    surrogate: str = "sigmoid",
     steps: int,
     repeated: bool = False,
     pool: bool = False,
@@ -183,7 +186,7 @@ def bn_neuron(
         conv_bias: [C], added to ``y`` in front of all: the bias of a convolution that left it out,
             which saves a pass over memory. ``mean`` is of values that have it.
         residual: [T * B, C, H', W'], added to the spikes.
-        reciprocal_tau, v_threshold, v_reset, alpha: as for
+        reciprocal_tau, v_threshold, v_reset, alpha, surrogate: as for
             :func:`qkformer.neurons.functional.spike_sequence`.
         steps: T.
         repeated: ``y`` is [B, C, H, W] and the same at every time step.
@@ -219,6 +222,7 @@ def bn_neuron(
         v_threshold,
         v_reset,
         alpha,
+        surrogate,
         steps,
         repeated,
         pool,
@@ -232,7 +236,7 @@ def neuron(x: Tensor, **constants: float | Tensor | None) -> Tensor:
 
     Args:
         x: floating point, T >= 1.
-        constants: ``reciprocal_tau``, ``v_threshold``, ``v_reset``, ``alpha``.
+        constants: ``reciprocal_tau``, ``v_threshold``, ``v_reset``, ``alpha``, ``surrogate``.
     """
     last = x.ndim == 5 and not x.is_contiguous() and x.permute(0, 1, 3, 4, 2).is_contiguous()
     if last:  # in the order of memory, as channels_last convolutions leave it

@@ -31,6 +31,7 @@ def qk_mask_op(
     v_threshold: float,
     v_reset: float,
     alpha: float,
+    surrogate: str,
     steps: int,
     heads: int | None,
 ) -> Tensor:
@@ -39,7 +40,7 @@ def qk_mask_op(
     out = torch.empty_like(q)
     if q.numel():
         k = like(k, q)
-        call = _call(q, learned, reciprocal_tau, v_threshold, v_reset, alpha, steps)
+        call = _call(q, learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate, steps)
         teams = _teams(call, heads, q, k, out)
         args = [*map(pointer, (q, k, out)), *teams.args(), *call.neuron_args()]
         call.launch("qk_mask", "qk_mask", teams.blocks * BLOCK, args, teams.vec)
@@ -62,6 +63,7 @@ def qk_mask_backward_op(
     v_threshold: float,
     v_reset: float,
     alpha: float,
+    surrogate: str,
     steps: int,
     heads: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +73,7 @@ def qk_mask_backward_op(
     grad_tau = torch.zeros((), dtype=membrane_dtype(q.dtype), device=q.device)
     if q.numel():
         k, grad = like(k, q), like(grad, q)
-        call = _call(q, learned, reciprocal_tau, v_threshold, v_reset, alpha, steps)
+        call = _call(q, learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate, steps)
         teams = _teams(call, heads, q, k, grad, grad_q, grad_k)
         threads = max(call.bounded(teams.blocks * BLOCK) // BLOCK, 1) * BLOCK
         partial = q.new_empty(threads // teams.slices * teams.lanes, dtype=grad_tau.dtype)
@@ -111,6 +113,7 @@ def qk_mask(
     v_threshold: float = 1.0,
     v_reset: float = 0.0,
     alpha: float = 4.0,
+    surrogate: str = "sigmoid",
 ) -> Tensor:
     """``neuron(sum of q) * k``: Q-K token attention's mask, or Q-K channel attention's.
 
@@ -122,7 +125,7 @@ def qk_mask(
         heads: token attention: a neuron per token and head, fed with the sum over the head's C /
             heads channels. None is channel attention: a neuron per channel, fed with the sum over
             the tokens.
-        reciprocal_tau, v_threshold, v_reset, alpha: of the neuron, as for
+        reciprocal_tau, v_threshold, v_reset, alpha, surrogate: of the neuron, as for
             :func:`qkformer.neurons.functional.spike_sequence`.
 
     Returns:
@@ -135,7 +138,7 @@ def qk_mask(
     if isinstance(reciprocal_tau, Tensor):
         learned, reciprocal_tau = reciprocal_tau.to(membrane_dtype(q.dtype)), None
     steps, batch = q.shape[:2]
-    neuron = (learned, reciprocal_tau, v_threshold, v_reset, alpha)
+    neuron = (learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
     out = qk_mask_op(q.flatten(0, 1), k.flatten(0, 1), *neuron, steps, heads)
     return out.unflatten(0, (steps, batch))
 

@@ -15,7 +15,7 @@ VARIANTS = [
     Variant("dense", torch.float32, "IF", 1, 4),
     Variant("dense", torch.float16, "LIF", 4, 4),
     Variant("dense", torch.bfloat16, "PLIF", 16, 2),
-    Variant("dense", torch.float16, "LIF", 32, 1),
+    Variant("dense", torch.float16, "LIF", 32, 1, "arctan"),
     Variant("dense", torch.float64, "PLIF", 0, 1),
     Variant("pooled", torch.float32, "PLIF", 4, 1),
     Variant("pooled", torch.float16, "IF", 7, 1),

@@ -136,7 +136,7 @@ def test_opcheck(options):
     torch.library.opcheck(ops.batch_statistics, (p.x, p.eps, 1))
     norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd, leaves.get("conv_bias"))
     tau = (leaves.get("learned"), p.neuron.get("reciprocal_tau"))
-    constants = (*tau, 0.8, -0.1, 3.0, p.steps, p.repeated, p.pool, p.training, 1)
+    constants = (*tau, 0.8, -0.1, 3.0, "sigmoid", p.steps, p.repeated, p.pool, p.training, 1)
     torch.library.opcheck(
         ops.bn_neuron_op, (leaves["x"], *norm, leaves.get("residual"), *constants)
     )
@@ -147,7 +147,7 @@ def test_opcheck(options):
 def test_opcheck_of_three_shares(host):
     y = torch.randn(8, 12, 3, 4, requires_grad=True)
     norm = [torch.rand(12) + 0.5 for _ in range(4)]
-    constants = (None, 0.5, 1.0, 0.0, 4.0, 4, False, False, True, 3)
+    constants = (None, 0.5, 1.0, 0.0, 4.0, "sigmoid", 4, False, False, True, 3)
     torch.library.opcheck(ops.bn_neuron_op, (y, *norm, None, None, *constants))
     grads = [torch.randn(8, 4, 3, 4) for _ in range(3)]
     torch.library.opcheck(
@@ -167,7 +167,7 @@ def test_a_second_derivative_is_refused():
 
 def test_refuses_more_than_it_can_index():
     y = torch.empty(1, 2**16, 2**8, 2**7, device="meta")
-    neuron = launch.Neuron(None, 0.5, 1.0, 0.0, 4.0)
+    neuron = launch.Neuron(None, 0.5, 1.0, 0.0, 4.0, "sigmoid")
     with pytest.raises(ValueError, match=r"2\^31 - 1 values per time step"):
         launch.Call(y, launch.Norm(), neuron, 1, False, False)
 

@@ -11,6 +11,7 @@ NEURONS = {
     "if": IF(v_threshold=0.9, v_reset=-0.1),
     "lif": LIF(tau=1.7),
     "plif": PLIF(init_tau=2.6, v_reset=0.2, alpha=3.0),
+    "arctan": PLIF(init_tau=2.6, surrogate="arctan"),
 }
 # T, neuron, shape of a step: packs of 4, 2 or 1; unrolled or not; more neurons than a block
 CASES = [
@@ -18,6 +19,7 @@ CASES = [
     (2, "plif", (1,)),
     (4, "lif", (3, 2, 6)),
     (4, "lif", (37, 23)),
+    (4, "arctan", (5, 8)),
     (7, "if", (2, 4, 8)),
     (16, "plif", (2, 3, 5, 4)),
     (32, "lif", (301,)),
@@ -26,15 +28,11 @@ CASES = [
 
 
 def constants(neuron, dtype):
-    reciprocal_tau = neuron.reciprocal_tau
-    if isinstance(reciprocal_tau, torch.Tensor):
-        reciprocal_tau = reciprocal_tau.detach().to(reference.membrane_dtype(dtype))
-    return dict(
-        reciprocal_tau=reciprocal_tau,
-        v_threshold=neuron.v_threshold,
-        v_reset=neuron.v_reset,
-        alpha=neuron.alpha,
-    )
+    values = neuron.constants
+    if isinstance(values["reciprocal_tau"], torch.Tensor):
+        tau = values["reciprocal_tau"].detach().to(reference.membrane_dtype(dtype))
+        values["reciprocal_tau"] = tau
+    return values
 
 
 def run(function, x, grad, constants):
@@ -61,7 +59,11 @@ def test_agrees_with_the_reference(host, T, name, shape, dtype):
     values = constants(NEURONS[name], dtype)
     spikes, grads = run(ops.neuron, x, grad, values)
     expected, expected_grads = run(reference.spike_sequence, x, grad, values)
-    assert host.launched == ["forward", *(["reduce"] if name == "plif" else []), "backward"]
+    assert host.launched == [
+        "forward",
+        *(["reduce"] if name in ("plif", "arctan") else []),
+        "backward",
+    ]
     assert spikes.dtype == dtype
     assert torch.equal(spikes, expected)  # the same operations in the same order: no tolerance
     unit = torch.finfo(reference.membrane_dtype(dtype)).eps
@@ -110,7 +112,7 @@ def test_inputs_on_the_threshold_fall_on_the_same_side(host, name, dtype):
 @pytest.mark.parametrize("name", NEURONS)
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan"), 6e4])
 def test_extreme_values_pass_as_in_the_reference(host, value, name, dtype):
-    T = {"if": 7, "lif": 4, "plif": 16}[name]
+    T = {"if": 7, "lif": 4, "plif": 16, "arctan": 4}[name]
     x, grad = currents((T, 5), dtype)
     x[1, 1] = x[0, 2] = value
     grad[2, 3] = value
@@ -161,6 +163,17 @@ def test_modules_take_the_kernels_and_keep_nothing_but_their_input(host):
     assert not host.launched
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"strict": True}, {"decay_input": False}, {"v_init": 0.5}, {"surrogate": "triangle"}],
+)
+def test_what_the_kernels_do_not_know_runs_without_them_or_is_refused(host, options):
+    LIF(**options)(torch.ones(4, 10))
+    assert not host.launched
+    with pytest.raises(RuntimeError, match=f"no kernels for LIF with {next(iter(options))}="):
+        LIF(backend="cupy", **options)
+
+
 def test_plif_learns_through_the_kernels(host):
     x, grad = currents((4, 50), torch.float64)
     ours, theirs = (PLIF(backend=name).double() for name in ("cupy", "torch"))
@@ -184,7 +197,7 @@ def test_opcheck(host, learned, dtype):
     x = currents((4, 1, 1, 12), dtype)[0].requires_grad_()
     real = reference.membrane_dtype(dtype)
     tau = torch.tensor(0.4, dtype=real, requires_grad=True) if learned else None
-    neuron = (tau, None if learned else 0.5, 1.0, 0.0, 4.0)
+    neuron = (tau, None if learned else 0.5, 1.0, 0.0, 4.0, "sigmoid")
     rest = (4, False, False, False, 1)  # steps, repeated, pool, batch_statistics, splits
     none = (None,) * 5
     torch.library.opcheck(ops.bn_neuron_op, (x, *none, None, *neuron, *rest))

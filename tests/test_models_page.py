@@ -1,0 +1,74 @@
+"""docs/models.md and its data: true to the models, and up to date."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from published import PUBLISHED, golden
+
+import qkformer
+
+DOCS = Path(__file__).parents[1] / "docs"
+DATA = yaml.safe_load((DOCS / "models.yml").read_text())
+MODELS = DATA["models"]
+ROWS = [row for table in DATA["tables"] for row in table["rows"]]
+
+
+def count(name: str, **options) -> int:
+    create = qkformer.create_model if name in MODELS else timm.create_model
+    with torch.device("meta"):
+        return sum(p.numel() for p in create(name, **options).parameters())
+
+
+def test_every_registered_model_is_there():
+    assert sorted(MODELS) == qkformer.list_models()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_as_counted(name):
+    assert count(name) == MODELS[name]["parameters"]
+
+
+@pytest.mark.parametrize("name", DATA["timm"])
+def test_parameters_of_timms_models_are_as_counted(name):
+    assert count(name) == DATA["timm"][name]
+
+
+def test_what_is_called_exact_is_tested_to_be():
+    exact = {name: entry["exact"] for name, entry in MODELS.items() if "exact" in entry}
+    expected = {}
+    for case, (name, _) in PUBLISHED.items():
+        expected.setdefault(name, []).append(case)
+    assert exact == expected
+    for name, entry in MODELS.items():
+        for case in entry.get("exact", []):
+            if "nparams" in golden(case) and "num_classes" not in PUBLISHED[case][1]:
+                published = entry.get("published", entry["parameters"])
+                assert golden(case)["nparams"] == published, name
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if "millions" in row], ids=lambda r: r["system"]
+)
+def test_printed_millions_are_the_models_but_where_said(row):
+    options = {"num_classes": row["classes"]} if "classes" in row else {}
+    millions = count(row["model"], **options) / 1e6
+    assert abs(millions - row["millions"]) < 0.025 or "note" in row
+
+
+def test_rows_name_what_they_use():
+    for row in ROWS:
+        assert row["model"] in MODELS or row["model"] in DATA["timm"]
+        assert "top1" not in row or row["source"] in DATA["sources"]
+        assert "energy" not in row or row["convention"] in DATA["conventions"]
+
+
+def test_the_page_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("render", DOCS / "render.py")
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    page = (DOCS / "models.md").read_text()
+    assert page == render.render(DATA), "python docs/render.py makes it"
