@@ -31,9 +31,9 @@ def qk_mask_op(
     v_threshold: float,
     v_reset: float,
     alpha: float,
-    surrogate: str,
     steps: int,
     heads: int | None,
+    surrogate: str = "sigmoid",
 ) -> Tensor:
     """See :func:`qk_mask`; ``learned`` is a 0-dim 1 / tau."""
     q = dense(q)
@@ -63,9 +63,9 @@ def qk_mask_backward_op(
     v_threshold: float,
     v_reset: float,
     alpha: float,
-    surrogate: str,
     steps: int,
     heads: int | None,
+    surrogate: str = "sigmoid",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, of k and of ``learned`` (0-dim)."""
     q = dense(q)
@@ -138,8 +138,8 @@ def qk_mask(
     if isinstance(reciprocal_tau, Tensor):
         learned, reciprocal_tau = reciprocal_tau.to(membrane_dtype(q.dtype)), None
     steps, batch = q.shape[:2]
-    neuron = (learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
-    out = qk_mask_op(q.flatten(0, 1), k.flatten(0, 1), *neuron, steps, heads)
+    neuron = (learned, reciprocal_tau, v_threshold, v_reset, alpha)
+    out = qk_mask_op(q.flatten(0, 1), k.flatten(0, 1), *neuron, steps, heads, surrogate)
     return out.unflatten(0, (steps, batch))
 
 

@@ -113,7 +113,7 @@ def test_attention_takes_it(host, kind, fed, neuron, last):
 def test_opcheck(host, heads, learned):
     q, k, grad = (x.flatten(0, 1) for x in mask_problem((4, 2, 6, 2, 3), heads))
     tau = torch.tensor(0.4, requires_grad=True) if learned else None
-    constants = (None if learned else 0.5, 0.5, 0.0, 4.0, "sigmoid", 4, heads)
+    constants = (None if learned else 0.5, 0.5, 0.0, 4.0, 4, heads, "sigmoid")
     torch.library.opcheck(qk_mask_op, (q.requires_grad_(), k.requires_grad_(), tau, *constants))
     inputs = (grad, q.detach(), k.detach(), tau.detach() if learned else None)
     torch.library.opcheck(qk_mask_backward_op, (*inputs, *constants))
