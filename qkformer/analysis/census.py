@@ -11,18 +11,23 @@ NORMS = (aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_
 
 
 class Census(TorchDispatchMode):
-    """Elements of residual sums, pools and BatchNorms of the calls inside, unless paused."""
+    """Elements of residual sums, pools and BatchNorms of the calls in its ``with`` block.
+
+    Attributes:
+        counting: whether a block is open.
+        inside: neurons whose steps are running, which are left out.
+    """
 
     def __init__(self):
         super().__init__()
-        self.paused = 0
+        self.counting, self.inside = False, 0
         self.elements = dict.fromkeys(("BatchNorm, folded", "residual additions", "pooling"), 0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not self.paused:
+        if not self.inside:
             packet = func.overloadpacket
             result = out[0] if isinstance(out, tuple) else out
             if packet in POOLS:

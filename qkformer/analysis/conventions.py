@@ -4,9 +4,9 @@ All share E = 4.6 pJ x MACs + 0.9 pJ x additions, per sample over all T steps, B
 They differ in what is a MAC, what an addition, and how often; so a number means something only
 beside the name of its convention:
 
-qkformer: as QKFormer's paper (arXiv 2403.16552), as far as its numbers say: the first convolution of
-    a static image once, by MACs; everything behind it additions, mean input x T x MACs, where an
-    input of 2 counts twice; the attentions' spikes; no head.
+qkformer: as QKFormer's paper (arXiv 2403.16552), as far as its numbers say: the first convolution
+    of a static image once, by MACs; everything behind it additions, mean input x T x MACs, where
+    an input of 2 counts twice; the attentions' spikes; no head.
 nonzero: likewise, but by the share of inputs that are not 0 (Spike-driven Transformer V1).
 spikingformer: Spikingformer's published logs (arXiv 2304.11954): the first convolution T times, and
     inputs above 1 by MACs; biases and head counted; QKTA not.

@@ -1,7 +1,7 @@
 """One pass of a model over data, which counts everything that energy and rates are made of."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +9,7 @@ from spikingjelly.activation_based.base import MemoryModule
 from spikingjelly.activation_based.neuron import BaseNode, SimpleBaseNode
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 from qkformer.analysis.census import Census
@@ -21,7 +22,7 @@ from qkformer.analysis.tallies import (
     NeuronTally,
     ProductTally,
 )
-from qkformer.analysis.tally import Frame, Tally, Total, largest, merge
+from qkformer.analysis.tally import Frame, Tally, largest, merge
 from qkformer.checkpoint.released import NoPublishedNames, released_names
 from qkformer.data.source import DataError
 from qkformer.layers.attention import SpikeMask, SpikeProduct
@@ -167,7 +168,7 @@ def _spike_height(model: nn.Module) -> float:
 
 
 def _kind(module: nn.Module) -> type[Tally] | None:
-    if isinstance(module, CONVOLUTIONS + (nn.Linear,)):
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
         return LayerTally
     if isinstance(module, SpikeProduct):
         return ProductTally
@@ -207,7 +208,9 @@ def _counted(model: nn.Module, x: Tensor, census: Census) -> int:
     """Run the model; operations as torch counts them, two to a multiply-accumulate."""
     # fused attention is invisible to the counter on a CPU
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, census:
+        census.counting = True
         model(x)
+    census.counting = False
     return flops.get_total_flops()
 
 
@@ -216,16 +219,16 @@ def _hooked(tally: Tally, census: Census) -> Iterator[None]:
     """``tally`` sees every call of its module; the census sees neither it nor inside neurons."""
 
     def before(*_: object) -> None:
-        census.paused += 1
+        census.inside += 1
 
     def after(module: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> None:
-        census.paused += not inside
-        tally(module, args or tuple(kwargs.values()), out)
-        census.paused -= 1
+        with _disable_current_modes() if census.counting else nullcontext():
+            tally(module, args or tuple(kwargs.values()), out)
+        census.inside -= neuron
 
-    inside = isinstance(tally, NeuronTally)
+    neuron = isinstance(tally, NeuronTally)
     handles = [tally.module.register_forward_hook(after, with_kwargs=True)]
-    if inside:
+    if neuron:
         handles.append(tally.module.register_forward_pre_hook(before))
     try:
         yield

@@ -90,9 +90,7 @@ def ideal(measured: "Measurement") -> dict[str, Any]:
     samples = measured.samples
     weights = 32 * sum(layer.weights for layer in measured.layers)
     read = sum(_bits_read(layer) for layer in measured.layers)
-    for item in measured.attention:
-        planes = 2 * item.numel if isinstance(item, MaskAttention) else 2 * item.numel + item.v_numel
-        read += planes // samples
+    read += sum(item.operands for item in measured.attention) // samples
     written = sum(neuron.numel for neuron in measured.neurons) // samples
     bits = weights + read + written
     return {

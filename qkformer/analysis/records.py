@@ -142,6 +142,11 @@ class Attention:
     def head_dim(self) -> int:
         return self.dim // self.heads
 
+    @property
+    def operands(self) -> int:
+        """Elements of q and k, and of v where there is one."""
+        return 2 * self.numel
+
     def to_json(self) -> dict[str, Any]:
         names = ("layer", "kind", "heads", "dim", "tokens", "steps", "q_sum", "k_sum", "numel")
         return {name: getattr(self, name) for name in (*names, *self._own)}
@@ -186,6 +191,10 @@ class ProductAttention(Attention):
     kv_coincidences: int = 0
 
     _own = ("v_sum", "macs", "kv_coincidences", "sops_min", "sops_events")
+
+    @property
+    def operands(self) -> int:
+        return 2 * self.numel + self.v_numel
 
     @property
     def value_dim(self) -> int:

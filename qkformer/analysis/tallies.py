@@ -18,11 +18,13 @@ class LayerTally(Tally):
 
     facts_of = ("macs", "outputs", "elements", "real", "max", "stem")
     sums_of = ("inputs", "nonzeros", "additions", "additions_nonzero")
+    _reached: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: tuple, out: Tensor) -> None:
         x = args[0].detach()
         convolves = isinstance(module, CONVOLUTIONS)
-        steps = over_time(x, self.frame, module, folded=convolves)
+        folded = convolves and x.ndim == len(module.kernel_size) + 2
+        steps = over_time(x, self.frame, module, folded=folded)
         each = len(steps) * self.frame.samples
         outputs = out.numel() // each
         weights_of_output = module.weight[0].numel()
@@ -35,26 +37,17 @@ class LayerTally(Tally):
             else:
                 planes, nonzeros, most = counts
                 self.largest(max=most)
-                reach = self._reach(planes.shape[1:]).to(planes.device)
-                self.add(
-                    inputs=planes.flatten(1).sum(1),
-                    nonzeros=nonzeros.flatten(1).sum(1),
-                    additions=(planes * reach).flatten(1).sum(1),
-                    additions_nonzero=(nonzeros * reach).flatten(1).sum(1),
-                )
+                reach = self._reach(planes)
+                sums = (planes, nonzeros, planes * reach, nonzeros * reach)
+                each = (total.reshape(len(steps), -1).sum(1) for total in sums)
+                self.add(**dict(zip(self.sums_of, each, strict=True)))
         self.done(len(steps))
 
-    def _reach(self, sizes: torch.Size) -> Tensor:
-        """Weights that an input at each position meets: int64, of these sizes."""
-        module = self.module
-        if not isinstance(module, CONVOLUTIONS):
-            return torch.tensor(module.out_features)
-        reach = torch.tensor(module.out_channels // module.groups)
-        pads = module._reversed_padding_repeated_twice
-        for axis, size in enumerate(sizes):
-            pad = pads[2 * (len(sizes) - 1 - axis) :][:2]
-            reach = reach[..., None] * _meetings(module, axis, size, pad)
-        return reach
+    def _reach(self, planes: Tensor) -> Tensor:
+        """Weights that an input at each position of ``planes`` [steps, ...] meets: int64 [...]."""
+        if self._reached is None:  # inputs are of one size, or refused
+            self._reached = _reach(self.module, planes.shape[1:]).to(planes.device)
+        return self._reached
 
     def record(self, T: int, samples: int, *, head: bool, published: str | None) -> Layer:
         facts, weight = self.facts, self.module.weight
@@ -79,6 +72,17 @@ class LayerTally(Tally):
             samples=samples,
             **sums,
         )
+
+
+def _reach(module: nn.Module, sizes: torch.Size) -> Tensor:
+    if isinstance(module, nn.Linear):
+        return torch.tensor(module.out_features)
+    reach = torch.tensor(module.out_channels // module.groups)
+    pads = module._reversed_padding_repeated_twice
+    for axis, size in enumerate(sizes):
+        pad = pads[2 * (len(sizes) - 1 - axis) :][:2]
+        reach = reach[..., None] * _meetings(module, axis, size, pad)
+    return reach
 
 
 def _meetings(conv: nn.Module, axis: int, size: int, pad: list[int]) -> Tensor:

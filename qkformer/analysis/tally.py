@@ -52,6 +52,8 @@ class Frame:
         return result
 
     def _counts(self, x: Tensor) -> tuple[Tensor, Tensor, int] | None:
+        if x.is_meta:
+            return None
         if self.unit != 1:
             x = x / self.unit
         least, most = (value.item() for value in x.aminmax())
@@ -85,7 +87,7 @@ class Tally:
         self.name, self.module, self.frame = name, module, frame
         self.facts = dict.fromkeys(("order", "steps", *self.facts_of), 0)
         self.sums: dict[str, Tensor] = {}
-        self.at = 0  # steps of this batch so far: more than a call's where it is called step by step
+        self.at = 0  # steps of this batch behind us; a single-step module is called T times
 
     def saw(self, **facts: int) -> None:
         """Sizes, which must be those of the batch before.
@@ -109,7 +111,9 @@ class Tally:
             self.facts[name] = max(self.facts[name], value)
 
     def add(self, **sums: Tensor) -> None:
-        """Sums [steps of this call] of the next steps."""
+        """Sums [steps of this call] of the next steps; on the meta device there are none."""
+        if next(iter(sums.values())).is_meta:
+            return
         for name, value in sums.items():
             total, end = self.sums.get(name, value[:0]), self.at + len(value)
             if len(total) < end:
