@@ -240,7 +240,7 @@ def foreign(step_mode):
     ).double()
     functional.set_step_mode(net, step_mode)
     for module in net[:3:2]:
-        nn.init.uniform_(module.weight, 0, 0.5)
+        nn.init.uniform_(module.weight, -0.1, 0.3)
     return net
 
 
