@@ -18,6 +18,62 @@ from qkformer.neurons import LIF, SpikingNeuron
 MASK_THRESHOLD = 0.5  # of the neuron behind a sum or product of spikes (`attn_lif` in the release)
 
 
+class SpikeMask(nn.Module):
+    """``neuron(sum of q) * k``, as a module: without parameters, for others to see q, k and result.
+
+    Args:
+        num_heads: sum q over each head's channels; None: over the tokens.
+
+    Shape: q, k [T, B, C, H, W] -> the same.
+    """
+
+    def __init__(self, num_heads: int | None):
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(self, q: Tensor, k: Tensor, neuron: nn.Module) -> Tensor:
+        if fused.masks(neuron, q, k):
+            return fused.mask(neuron, q, k, heads=self.num_heads)
+        mask = neuron(self.sums(q))
+        if self.num_heads is None:
+            return mask * k
+        return (mask * k.unflatten(2, (self.num_heads, -1))).flatten(2, 3)
+
+    def sums(self, q: Tensor) -> Tensor:
+        """What the neuron gets: [T, B, heads, 1, H, W], or [T, B, C, 1, 1]."""
+        if self.num_heads is None:
+            return q.sum((3, 4), keepdim=True)
+        return q.unflatten(2, (self.num_heads, -1)).sum(3, keepdim=True)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}"
+
+
+class SpikeProduct(nn.Module):
+    """``scale * q k^T v``, as a module: without parameters, for others to see q, k, v and result.
+
+    Args:
+        scale: None for none.
+
+    Shape: q, k [T, B, heads, d, N], v [T, B, heads, d', N] -> [T, B, heads, d', N].
+    """
+
+    def __init__(self, scale: float | None):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        d, n = q.shape[-2:]
+        # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
+        # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).
+        # The product inside is the smaller one, so that is where scaling costs least.
+        scale = 1.0 if self.scale is None else self.scale
+        return (v @ k.mT * scale) @ q if d <= n else v @ (k.mT @ q * scale)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+
 class QKAttention(nn.Module):
     """mask * k, where the mask is a neuron fed with sums of q; then a projection.
 
@@ -48,21 +104,13 @@ class QKAttention(nn.Module):
         self.q = ConvBNNeuron(dim, dim, neuron=neuron())
         self.k = ConvBNNeuron(dim, dim, neuron=neuron())
         self.mask_neuron = neuron(v_threshold=MASK_THRESHOLD)
+        self.mask = SpikeMask(num_heads if self.summed_over == "channels" else None)
         self.proj = ConvBNNeuron(dim, dim, bias=True, neuron=neuron() if out_neuron else None)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``: [T, B, C, H, W], added to the output."""
-        return self.proj(self._masked(*project((self.q, self.k), x)), residual=residual)
-
-    def _masked(self, q: Tensor, k: Tensor) -> Tensor:
-        """mask * k of q, k [T, B, C, H, W]"""
-        channels = self.summed_over == "channels"
-        if fused.masks(self.mask_neuron, q, k):
-            return fused.mask(self.mask_neuron, q, k, heads=self.num_heads if channels else None)
-        q = q.unflatten(2, (self.num_heads, -1))
-        k = k.unflatten(2, (self.num_heads, -1))
-        mask = self.mask_neuron(q.sum(3 if channels else (4, 5), keepdim=True))
-        return (mask * k).flatten(2, 3)
+        q, k = project((self.q, self.k), x)
+        return self.proj(self.mask(q, k, self.mask_neuron), residual=residual)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"
@@ -106,13 +154,13 @@ class SpikeDrivenAttention(QKChannelAttention):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         q, k, v = project((self.q, self.k, self.v), x)
         if not self.pooled:
-            return self.proj(self._masked(k * v, q), residual=residual)
+            return self.proj(self.mask(k * v, q, self.mask_neuron), residual=residual)
         k, v = (_max_pool(spikes.flatten(0, 2)).view(x.shape) for spikes in (k, v))
-        passed = self._masked(self._pool_heads(k * v), q)
+        passed = self.mask(self._pool_heads(k * v), q, self.mask_neuron)
         return self.proj(self._pool_heads(passed), residual=residual)
 
     def _pool_heads(self, x: Tensor) -> Tensor:
-        heads = x.flatten(3).unflatten(2, (self.num_heads, -1)).flatten(0, 2)
+        heads = split_heads(x, self.num_heads).flatten(0, 2)
         return _max_pool(heads.mT).mT.reshape(x.shape)
 
     def extra_repr(self) -> str:
@@ -161,19 +209,18 @@ class SpikingSelfAttention(nn.Module):
         if ssa == "original" and not out_neuron:
             raise ValueError("ssa='original' is a fault of the last neuron; there is none here")
         self.num_heads = check_heads(dim, num_heads)
-        self.scale = scale
         self.ssa = ssa
         self.q = ConvBNNeuron(dim, dim, bias=qkv_bias, neuron=neuron())
         self.k = ConvBNNeuron(dim, dim, bias=qkv_bias, neuron=neuron())
         self.v = ConvBNNeuron(dim, dim, bias=qkv_bias, neuron=neuron())
+        self.product = SpikeProduct(scale)
         self.attn_neuron = neuron(v_threshold=MASK_THRESHOLD)
         self.proj = ConvBNNeuron(dim, dim, bias=True, neuron=neuron() if out_neuron else None)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``: [T, B, C, H, W], added to the output."""
-        qkv = project((self.q, self.k, self.v), x)
-        scale = 1.0 if self.scale is None else self.scale
-        attn = self.attn_neuron(product(*qkv, num_heads=self.num_heads, scale=scale))
+        qkv = (split_heads(y, self.num_heads) for y in project((self.q, self.k, self.v), x))
+        attn = self.attn_neuron(self.product(*qkv)).reshape(x.shape)
         if self.ssa == "original":  # T * B steps of one sample
             steps, total = attn.flatten(0, 1).unsqueeze(1), residual
             if residual is not None:
@@ -182,19 +229,12 @@ class SpikingSelfAttention(nn.Module):
         return self.proj(attn, residual=residual)
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, scale={self.scale}, ssa={self.ssa}"
+        return f"num_heads={self.num_heads}, ssa={self.ssa}"
 
 
-def product(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float) -> Tensor:
-    """scale * q k^T v per head; q, k [T, B, C, H, W], v [T, B, C', H, W] -> [T, B, C', H, W]."""
-    space = q.shape[3:]
-    q, k, v = (x.flatten(3).unflatten(2, (num_heads, -1)) for x in (q, k, v))  # [T,B,h,d,N]
-    d, n = q.shape[-2:]
-    # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
-    # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).
-    # The product inside is the smaller one, so that is where scaling costs least.
-    y = (v @ k.mT * scale) @ q if d <= n else v @ (k.mT @ q * scale)
-    return y.flatten(2, 3).unflatten(3, space)
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[T, B, C, H, W] -> [T, B, heads, C / heads, N]"""
+    return x.flatten(3).unflatten(2, (num_heads, -1))
 
 
 def check_heads(dim: int, num_heads: int) -> int:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkformer.layers import ConvBNNeuron, Residual
-from qkformer.layers.attention import check_heads, product
+from qkformer.layers.attention import SpikeProduct, check_heads, split_heads
 from qkformer.neurons import SFA
 
 Neuron = Callable[[], nn.Module]
@@ -132,15 +132,15 @@ class ProductAttention(nn.Module):
     ):
         super().__init__()
         self.q, self.k, self.v, self.attn_neuron, self.proj = q, k, v, neuron, proj
-        self.num_heads, self.scale = num_heads, scale
+        self.num_heads, self.product = num_heads, SpikeProduct(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q(x), self.k(x), self.v(x)
         if isinstance(self.attn_neuron, SFA) and self.attn_neuron.unrolled:
             # all spikes of k and v count for each of q's: the product is of three integers
             k, v = (spikes.mean(0, keepdim=True) for spikes in (k, v))
-        y = product(q, k, v, num_heads=self.num_heads, scale=self.scale)
-        return self.proj(self.attn_neuron(y))
+        y = self.product(*(split_heads(spikes, self.num_heads) for spikes in (q, k, v)))
+        return self.proj(self.attn_neuron(y.flatten(2, 3).unflatten(3, x.shape[3:])))
 
 
 def wide_value_attention(dim: int, num_heads: int, neuron: Neuron) -> ProductAttention:

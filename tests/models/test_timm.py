@@ -46,7 +46,7 @@ def test_image_models_of_timm_are_built_by_name_too():
 
 
 def test_timm_drops_none_so_unscaled_attention_is_a_scale_of_one():
-    scale = lambda model: model.stages[-1].blocks[0].mixer.branch.scale  # noqa: E731
+    scale = lambda model: model.stages[-1].blocks[0].mixer.branch.product.scale  # noqa: E731
     assert scale(qkformer.create_model("qkformer_4_384", attn_scale=None)) is None
     assert scale(timm.create_model("qkformer_4_384", attn_scale=1.0)) == 1.0
 

@@ -80,7 +80,7 @@ def test_infinities_and_nans_go_where_the_steps_send_them(host, heads, last, dty
 @pytest.mark.parametrize("neuron", [LIF, IF, PLIF])
 @pytest.mark.parametrize(
     ("kind", "fed"),
-    [(QKTokenAttention, (4, 2, 2, 1, 3, 4)), (QKChannelAttention, (4, 2, 2, 4, 1, 1))],
+    [(QKTokenAttention, (4, 2, 2, 1, 3, 4)), (QKChannelAttention, (4, 2, 8, 1, 1))],
 )
 def test_attention_takes_it(host, kind, fed, neuron, last):
     torch.manual_seed(0)
