@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 class HostLauncher:
     """A :class:`loader.Launcher` for the CPU; compiles into ``folder``, runs block by block.
+
+    Libraries are named by what they are made of, so that any process of any run may take them.
 
     Attributes:
         launched: names of the kernels that ran, in order.
@@ -56,19 +59,21 @@ class HostLauncher:
         getattr(self.library(variant), f"launch_{kernel}")(ctypes.c_uint(threads), pointers)
 
     def _build(self, variant: loader.Variant) -> ctypes.CDLL:
-        name = re.sub(r"\W+", "_", "".join((variant.family, *variant.options[1:])))
-        library = self.folder / f"{name}.so"
-        path = self.folder / f"{name}.{os.getpid()}.cpp"
-        made = path.with_suffix(".so")
-        if library.exists():  # by another process of this run
-            return ctypes.CDLL(str(library))
         source = loader.source(variant.family)
         has_barriers = str("__syncthreads" in source).lower()
         kernels = KERNELS[variant.family]
         entries = "".join(f"LAUNCHABLE({kernel}, {has_barriers})\n" for kernel in kernels)
-        path.write_text(SHIM.read_text() + source + entries)
-        command = ["g++", *FLAGS, *variant.options, str(path), "-o", str(made)]
+        text, command = SHIM.read_text() + source + entries, ["g++", *FLAGS, *variant.options]
+        name = hashlib.sha256(repr((text, command)).encode()).hexdigest()[:32]
+        library = self.folder / f"{name}.so"
+        if library.exists():
+            return ctypes.CDLL(str(library))
+        path = self.folder / f"{name}.{os.getpid()}.cpp"
+        made = path.with_suffix(".so")
+        path.write_text(text)
+        command += [str(path), "-o", str(made)]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr
+        path.unlink()
         made.replace(library)
         return ctypes.CDLL(str(library))

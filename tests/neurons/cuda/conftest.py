@@ -1,6 +1,5 @@
 """The kernels on the CPU, for all tests of this folder that ask for ``host``."""
 
-import os
 import shutil
 
 import pytest
@@ -10,15 +9,12 @@ from qkformer.neurons.cuda import loader
 
 
 @pytest.fixture(scope="session")
-def host_launcher(tmp_path_factory):
+def host_launcher(pytestconfig, tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # all processes of the run share what they compile
-    folder = folder / "kernels"
-    folder.mkdir(exist_ok=True)
-    return HostLauncher(folder)
+    if hasattr(pytestconfig, "cache"):
+        return HostLauncher(pytestconfig.cache.mkdir("kernels"))  # of every process and run
+    return HostLauncher(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture

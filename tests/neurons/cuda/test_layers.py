@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, with_spikes
 from same import assert_same_step
 from torch import nn
 
@@ -238,11 +238,11 @@ def test_compiles_without_graph_breaks(host, training, pool):
 @pytest.mark.parametrize(
     ("name", "options", "size"),
     [
-        ("qkformer_2_256", {"neuron": "plif"}, 16),
-        ("qkformer_2_256", {"ssa": "original", "residual": "aba"}, 32),
-        ("ms_qkformer_2_256", {}, 16),
-        ("maxformer_2_256", {}, 16),
-        ("spikformer_2_256", {}, 16),
+        ("qkformer_2_256", {"neuron": "plif", "attn_scale": 2.0}, 32),
+        ("qkformer_2_256", {"ssa": "original", "attn_scale": 2.0}, 32),
+        ("ms_qkformer_2_256", {"attn_scale": 2.0}, 32),
+        ("maxformer_2_256", {"attn_scale": 2.0}, 32),
+        ("spikformer_2_256", {"attn_scale": 2.0}, 32),
     ],
     ids=["qkformer", "original-ssa", "ms_qkformer", "maxformer", "spikformer"],
 )
@@ -252,6 +252,7 @@ def test_a_training_step_of_every_family(host, name, options, size):
     theirs = make_model(name, T=T, backend="torch", **options).train()
     channels = ours.in_chans
     for x in (torch.randn(B, channels, size, size), torch.rand(B, T, channels, size, size)):
+        with_spikes(copy.deepcopy(theirs), x.double())
         outputs = [model(x.double()) for model in (ours, theirs)]
         torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
         for model, y in zip((ours, theirs), outputs, strict=True):
@@ -265,9 +266,12 @@ def test_a_training_step_of_every_family(host, name, options, size):
 
 def test_gradient_checkpointing(host):
     """Runs every kernel twice, and counts the batch once."""
-    ours, theirs = (make_model("qkformer_2_256", T=T, backend="cupy").train() for _ in range(2))
-    ours.set_grad_checkpointing()
-    x = torch.rand(B, T, ours.in_chans, 16, 16).double()
+    options = {"T": T, "attn_scale": 2.0, "embed_dim": 64}
+    ours, theirs = (make_model("qkformer_2_256", backend="cupy", **options) for _ in range(2))
+    ours.train().set_grad_checkpointing()
+    theirs.train()
+    x = torch.rand(B, T, ours.in_chans, 32, 32).double()
+    with_spikes(copy.deepcopy(theirs), x)
     for model in (ours, theirs):
         model(x).square().sum().backward()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
