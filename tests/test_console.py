@@ -19,11 +19,11 @@ def test_no_terminal_gets_plain_lines_now_and_then(clock, capsys):
     with Progress(10, "epoch 3") as progress:
         for done in range(1, 11):
             clock[0] += 25
-            progress.show(done, "loss 0.1")
+            progress.show(done, "loss 0.1" if done == 2 else None)
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 3: step 3/10, 2m55s left  loss 0.1",
-        "epoch 3: step 6/10, 1m40s left  loss 0.1",
-        "epoch 3: step 9/10, 25s left  loss 0.1",
+        "epoch 3: step 2/10, 3m20s left  loss 0.1",  # with a status at once
+        "epoch 3: step 5/10, 2m05s left  loss 0.1",
+        "epoch 3: step 8/10, 50s left  loss 0.1",
     ]
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from qkformer.analysis.tables import Rows, as_csv
 from qkformer.analysis.theory import binomial
-from qkformer.checkpoint.io import write_text
+from qkformer.files import write_text
 
 DOTS = 150  # per inch, of a PNG
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "+++", "***")

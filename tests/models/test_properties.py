@@ -157,7 +157,7 @@ def test_other_inputs_are_refused_with_both_shapes(shape):
     ("options", "error", "message"),
     [
         ({"name": "qkformer_4_348"}, ValueError, "did you mean 'qkformer_4_384'"),
-        ({"mlp_ration": 4}, TypeError, "qkformer_4_384 takes no argument 'mlp_ration'; did you "),
+        ({"mlp_ration": 4}, TypeError, "qkformer_4_384 takes no argument 'mlp_ration', did you "),
         ({"neuron": "lfi"}, ValueError, "neuron must be one of"),
         ({"residual": "post"}, ValueError, "wiring must be one of"),
         ({"ssa": "leaky"}, ValueError, "ssa must be"),
