@@ -43,7 +43,9 @@ class RunState:
         """Take in the metrics of the epoch just finished."""
         self.history.append(record)
         self.progress = None
-        if self.best is None or record[self.metric] > self.history[self.best][self.metric]:
+        # a run that goes on may choose by another accuracy, which the epochs before do not have
+        best = -1.0 if self.best is None else self.history[self.best].get(self.metric, -1.0)
+        if record[self.metric] > best:
             self.best = record["epoch"]
 
 
@@ -148,7 +150,7 @@ class Checkpoints:
         finished = self.state.history[-1] if not self.state.progress else None
         return {
             "epoch": finished["epoch"] if finished else len(self.state.history),
-            "acc1": finished[self.state.metric] if finished else None,
+            "acc1": finished.get(self.state.metric) if finished else None,
             "config": asdict(self.config),
         }
 

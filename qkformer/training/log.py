@@ -101,6 +101,8 @@ class RunLog:
         if self.wandb:
             self.wandb.finish()
         history, best, metric = self.state.history, self.state.best, self.state.metric
+        if metric not in history[-1]:  # no epoch was left for a run told to choose by another one
+            return
         # the averaged weights' accuracy where they are what was chosen by
         name = "ema_test_acc1" if metric.startswith("ema_") else "test_acc1"
         chosen_on = "held-out training samples" if "val" in metric else "the test set itself"

@@ -260,7 +260,8 @@ def test_one_epoch(run: Run, epoch: int, most_batches: int | None = None) -> dic
             if measured:
                 record["test_images_per_second"] = tested["images_per_second"]
     firing = rates.rates(world)
-    world.say(*(f"warning: after epoch {epoch}, {line}" for line in dead_layers(firing)))
+    if most_batches is None:
+        world.say(*(f"warning: after epoch {epoch}, {line}" for line in dead_layers(firing)))
     return record | {
         "firing_rate": by_stage(firing),
         "memory_mib": peak_memory(learner.device),
@@ -270,18 +271,18 @@ def test_one_epoch(run: Run, epoch: int, most_batches: int | None = None) -> dic
 
 
 def dry_run(run: Run) -> None:
-    """Two steps and a test batch: what a run would take, with nothing left behind."""
+    """Twice a step and a test batch: what a run would take, with nothing left behind."""
     epoch, world = len(run.state.history), run.world
     world.say(*introduction(run.config, run.data, run.learner, world))
-    train_one_epoch(run, epoch, most_steps=1)  # warms up: memory, kernels, loading processes
+    for _ in range(2):  # the first time warms up: memory, kernels, loading processes
+        run.state.progress = None  # a whole epoch is ahead, wherever the run has stopped
+        train_one_epoch(run, epoch, most_steps=1)
+        start = time.monotonic()
+        test_one_epoch(run, epoch, most_batches=1)
+        test = time.monotonic() - start
     progress = run.state.progress
-    warm = progress.seconds - progress.waited
-    train_one_epoch(run, epoch, most_steps=1)
-    step = progress.seconds - progress.waited - warm
-    start = time.monotonic()
-    test_one_epoch(run, epoch, most_batches=1)
     tests = {name: loader.batch_sampler.longest for name, loader in run.tests.items()}
-    seconds = step, time.monotonic() - start
+    seconds = progress.seconds - progress.waited, test
     world.say(*estimate(run.config, run.batches.batch_sampler, tests, seconds, run.learner))
 
 

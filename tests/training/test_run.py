@@ -239,6 +239,13 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(tmp_path, confi
     assert f"--output {config}" in error
 
 
+def test_a_dry_run_times_a_step_where_an_epoch_has_only_one(tmp_path, config, capsys):
+    train(config, tmp_path / "run", "--epochs", "1", "--data.batch_size", "56", "--dry_run")
+    out = capsys.readouterr().out
+    assert "an epoch of 1 steps" in out
+    assert float(re.search(r"a step takes (\S+) s", out)[1]) > 0
+
+
 def test_steps_are_told_of_within_an_epoch(tmp_path, config, capsys):
     train(config, tmp_path / "run", "--epochs", "1", "--log.every", "7")
     lines = [line for line in capsys.readouterr().out.splitlines() if "epoch 0: step" in line]
@@ -510,6 +517,25 @@ def test_held_out_samples_choose_the_best_epoch(tmp_path, config, capsys):
         results = json.loads((output / "results.json").read_text())
         assert results["acc1"] == best[f"{prefix}test_acc1"]
         assert results["loss"] == best[f"{prefix}test_loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "metric"),
+    [
+        (("--optimizer.ema_decay", "0.5"), "ema_test_acc1"),
+        (("--data.val_fraction", "0.25"), "val_acc1"),
+    ],
+)
+def test_a_run_that_goes_on_may_choose_by_another_accuracy(tmp_path, config, options, metric):
+    output = tmp_path / "run"
+    train(config, output, "--epochs", "1")
+    changed = ("--resume", str(output / "last.pth"), *options)
+    train(config, output, "--epochs", "1", *changed)  # nothing is left to do, nor to report
+    train(config, output, "--epochs", "2", *changed)
+    lines = metrics(output)
+    assert metric not in lines[0]
+    content = read_checkpoint(output / "best.pth")
+    assert (content["epoch"], content["acc1"]) == (1, lines[1][metric])
 
 
 def test_fine_tuning_starts_from_weights_and_may_have_other_classes(tmp_path, config, capsys):
