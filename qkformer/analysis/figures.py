@@ -70,7 +70,7 @@ def rates(rows: Rows) -> Figure:
         grey = str(0.7 * (1 - t / max(len(steps) - 1, 1)))
         axes.plot(values, marker=MARKERS[t % len(MARKERS)], markersize=3.5, linewidth=0.8,
                   color=grey, label=f"t = {t}")  # fmt: skip
-    axes.set_xticks(range(len(neurons)), [_short(name) for name in neurons], rotation=90,
+    axes.set_xticks(range(len(neurons)), [short(name) for name in neurons], rotation=90,
                     fontsize=6)  # fmt: skip
     axes.set_ylabel("spikes per neuron and step")
     axes.set_ylim(bottom=0)
@@ -79,7 +79,7 @@ def rates(rows: Rows) -> Figure:
     return figure
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
     """ "stages.0.blocks.1.mixer.branch.q.neuron" -> "1.1 mixer q" """
     left_out = {"stages", "blocks", "branch", "neuron", "convs"}
     parts = [part for part in path.split(".") if part not in left_out]
@@ -134,7 +134,7 @@ def matrices(layers: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
             axes.set_title(name, fontsize="small")
             axes.tick_params(labelsize=5)
             axes.set_xlabel("tokens", fontsize="x-small")
-        row[0].set_ylabel(f"{_short(layer)}\nchannels", fontsize="x-small")
+        row[0].set_ylabel(f"{short(layer)}\nchannels", fontsize="x-small")
     return figure
 
 
@@ -162,7 +162,7 @@ def surfaces(statistics: Rows, *, tokens: int = 196, head_dim: int = 64) -> Figu
                 terms_here = each["E"] / at if at else 0
                 scale = terms / terms_here if terms_here else 0
                 axes.plot(at, each[measured] * scale, MARKERS[i % len(MARKERS)], color="0.3",
-                          markersize=5, label=_short(each["layer"]))  # fmt: skip
+                          markersize=5, label=short(each["layer"]))  # fmt: skip
                 axes.plot(at, each[theory] * scale, ".", color="black", markersize=3)
             axes.set_xlabel(label)
             axes.set_ylabel(f"{quantity} of {name}, {terms} terms")

@@ -49,8 +49,8 @@ def scatter(rows: Rows) -> Figure:
     figure = new(12.5, 4.6)
     for axes, (key, name) in zip(figure.subplots(1, len(COSTS)), COSTS.items(), strict=True):
         for i, family in enumerate(families):
-            points = [row for row in rows
-                      if _family(row["system"]) == family and key in row and "top1" in row]  # fmt: skip
+            known = (row for row in rows if key in row and "top1" in row)
+            points = [row for row in known if _family(row["system"]) == family]
             for ours in (False, True):
                 these = [row for row in points if bool(row.get("run")) == ours]
                 axes.plot([row[key] for row in these], [row["top1"] for row in these],
