@@ -60,7 +60,7 @@ def macs(argv: Sequence[str]) -> None:
         with torch.device("meta"):
             model = qkformer.create_model(options.model, **{"T": 1, **options.args})
             x = torch.empty(1, model.in_chans, options.size, options.size)
-            measured = measure(model, [x])
+        measured = measure(model, [x])
     except (TypeError, ValueError) as error:
         raise AnalysisError(f"macs: {one_line(error)}") from error
     rows = [

@@ -87,7 +87,7 @@ def energy(argv: Sequence[str]) -> None:
 
 
 def rates(argv: Sequence[str]) -> None:
-    """Firing rates as the paper's table, by time step; statistics of the attention beside theory."""
+    """Firing rates as the paper's table and by time step; the attention's sums beside theory."""
     made = _parser("rates", rates.__doc__)
     made.add_argument("--batches", type=int, help="of each process; all unless given")
     with _source(made, argv) as (options, source):
