@@ -117,13 +117,14 @@ def of(item: Layer | Attention) -> dict[str, float]:
     return {name: count(item, "once").millijoule() for name, count in CONVENTIONS.items()}
 
 
-def breakdown(measured: "Measurement") -> dict[str, float]:
-    """mJ by part of the network in the first convention, as the paper's table; no head."""
+def breakdown(measured: "Measurement", convention: str = "qkformer") -> dict[str, float]:
+    """mJ by part of the network, as the paper's table has them; the head where it counts."""
     parts: dict[str, float] = {}
     for item in (*measured.layers, *measured.attention):
-        if not (isinstance(item, Layer) and item.kind == "head"):
+        counted = CONVENTIONS[convention](item, "once")
+        if any(counted) or not (isinstance(item, Layer) and item.kind == "head"):
             name = part(item.layer)
-            parts[name] = parts.get(name, 0.0) + _qkformer(item, "once").millijoule()
+            parts[name] = parts.get(name, 0.0) + counted.millijoule()
     return parts
 
 

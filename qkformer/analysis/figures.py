@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from qkformer.analysis.tables import Rows, as_csv
 from qkformer.analysis.theory import binomial
@@ -40,21 +41,26 @@ def save(figure: Figure, stem: Path, numbers: Rows | dict[str, Any], *, pdf: boo
 
 
 def energy_bars(breakdowns: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Stacked bars: mJ by part of the network, a bar per model or convention."""
+    """Stacked bars by part of the network, a bar per model or convention: mJ, and shares."""
     parts = list(dict.fromkeys(part for bars in breakdowns.values() for part in bars))
-    figure = new(2.6 + 1.1 * len(breakdowns), 4)
-    axes = figure.subplots()
-    bottom = np.zeros(len(breakdowns))
-    for i, part in enumerate(parts):
-        values = np.array([bars.get(part, 0.0) for bars in breakdowns.values()])
-        grey = str(0.35 + 0.6 * i / max(len(parts) - 1, 1))
-        axes.bar(list(breakdowns), values, 0.6, bottom, color=grey, edgecolor="black",
-                 linewidth=0.5, hatch=HATCHES[i % len(HATCHES)], label=part)  # fmt: skip
-        bottom += values
-    for x, total in enumerate(bottom):
-        axes.annotate(f"{total:.3g}", (x, total), ha="center", va="bottom")
-    axes.set_ylabel("energy per sample (mJ)")
-    handles, labels = axes.get_legend_handles_labels()
+    totals = np.array([sum(bars.values()) for bars in breakdowns.values()])
+    figure = new(2.8 + 1.7 * len(breakdowns), 3.8)
+    both = figure.subplots(1, 2)
+    for axes, whole in zip(both, (np.ones(len(totals)), np.maximum(totals, 1e-30) / 100),
+                           strict=True):  # fmt: skip
+        bottom = np.zeros(len(totals))
+        for i, part in enumerate(parts):
+            values = np.array([bars.get(part, 0.0) for bars in breakdowns.values()]) / whole
+            grey = str(0.35 + 0.6 * i / max(len(parts) - 1, 1))
+            axes.bar(list(breakdowns), values, 0.65, bottom, color=grey, edgecolor="black",
+                     linewidth=0.5, hatch=HATCHES[i % len(HATCHES)], label=part)  # fmt: skip
+            bottom += values
+        axes.tick_params(axis="x", labelsize=8)
+    for x, total in enumerate(totals):
+        both[0].annotate(f"{total:.3g}", (x, total), ha="center", va="bottom", fontsize=8)
+    both[0].set_ylabel("energy per sample (mJ)")
+    both[1].set_ylabel("share of the energy (%)")
+    handles, labels = both[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize="small")
     return figure
 
@@ -70,7 +76,7 @@ def rates(rows: Rows) -> Figure:
         grey = str(0.7 * (1 - t / max(len(steps) - 1, 1)))
         axes.plot(values, marker=MARKERS[t % len(MARKERS)], markersize=3.5, linewidth=0.8,
                   color=grey, label=f"t = {t}")  # fmt: skip
-    axes.set_xticks(range(len(neurons)), [_short(name) for name in neurons], rotation=90,
+    axes.set_xticks(range(len(neurons)), [short(name) for name in neurons], rotation=90,
                     fontsize=6)  # fmt: skip
     axes.set_ylabel("spikes per neuron and step")
     axes.set_ylim(bottom=0)
@@ -79,7 +85,7 @@ def rates(rows: Rows) -> Figure:
     return figure
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
     """ "stages.0.blocks.1.mixer.branch.q.neuron" -> "1.1 mixer q" """
     left_out = {"stages", "blocks", "branch", "neuron", "convs"}
     parts = [part for part in path.split(".") if part not in left_out]
@@ -95,7 +101,7 @@ def overlays(
     A row per sample; each map has a colour bar of its own scale.
     """
     rows, columns = len(images), 1 + len(maps)
-    figure = new(1.75 * columns, 1.75 * rows + 0.3)
+    figure = new(1.75 * columns, 1.5 * rows + 0.3)
     grid = figure.subplots(rows, columns, squeeze=False)
     for b, row in enumerate(grid):
         _picture(row[0], images[b])
@@ -133,8 +139,12 @@ def matrices(layers: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
                         interpolation="nearest")  # fmt: skip
             axes.set_title(name, fontsize="small")
             axes.tick_params(labelsize=5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            if name == "A_t":  # drawn as a band, it has no rows
+                axes.set_yticks([])
             axes.set_xlabel("tokens", fontsize="x-small")
-        row[0].set_ylabel(f"{_short(layer)}\nchannels", fontsize="x-small")
+        row[0].set_ylabel(f"{short(layer)}\nchannels", fontsize="x-small")
     return figure
 
 
@@ -162,7 +172,7 @@ def surfaces(statistics: Rows, *, tokens: int = 196, head_dim: int = 64) -> Figu
                 terms_here = each["E"] / at if at else 0
                 scale = terms / terms_here if terms_here else 0
                 axes.plot(at, each[measured] * scale, MARKERS[i % len(MARKERS)], color="0.3",
-                          markersize=5, label=_short(each["layer"]))  # fmt: skip
+                          markersize=5, label=short(each["layer"]))  # fmt: skip
                 axes.plot(at, each[theory] * scale, ".", color="black", markersize=3)
             axes.set_xlabel(label)
             axes.set_ylabel(f"{quantity} of {name}, {terms} terms")

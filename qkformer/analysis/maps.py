@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qkformer.data.source import DataError
 from qkformer.layers.attention import SpikeMask, SpikeProduct
 
 
-class AnalysisError(ValueError):
+class AnalysisError(DataError):
     """What was asked for is not in the model; the message is one line."""
 
 

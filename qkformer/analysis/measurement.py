@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from qkformer.analysis import conventions, movement
+from qkformer.analysis import conventions, movement, tables
 from qkformer.analysis.records import Layer, MaskAttention, Neuron, ProductAttention
 
 SILENT = 1e-3  # spikes per neuron and step below which a layer of neurons hardly fires
@@ -60,9 +60,13 @@ class Measurement:
             "additions_per_mac": self.energy()["qkformer"]["acs"] / self.macs,
         }
 
-    def breakdown(self) -> dict[str, float]:
-        """mJ by part of the network in the convention "qkformer", as the paper prints it."""
-        return conventions.breakdown(self)
+    def breakdown(self, convention: str = "qkformer") -> dict[str, float]:
+        """mJ by part of the network, as the paper prints it."""
+        return conventions.breakdown(self, convention)
+
+    def table(self) -> str:
+        """Layers, totals, what is left out and what must be known of them."""
+        return tables.report(self)
 
     def to_json(self) -> dict[str, Any]:
         """In the schema of tests/golden/energy."""

@@ -49,7 +49,7 @@ def scatter(rows: Rows) -> Figure:
     figure = new(12.5, 4.6)
     for axes, (key, name) in zip(figure.subplots(1, len(COSTS)), COSTS.items(), strict=True):
         for i, family in enumerate(families):
-            known = [row for row in rows if key in row and "top1" in row]
+            known = (row for row in rows if key in row and "top1" in row)
             points = [row for row in known if _family(row["system"]) == family]
             for ours in (False, True):
                 these = [row for row in points if bool(row.get("run")) == ours]

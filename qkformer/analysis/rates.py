@@ -31,7 +31,8 @@ def table(measured: Measurement) -> list[dict[str, Any]]:
             "MLP2": f"{block}.mlp.branch.fc2.neuron",
         }
         row |= {column: rates[path] for column, path in paths.items() if path in rates}
-        rows.append({"block": block, "attention": each.kind, **row})
+        ordered = {column: row[column] for column in COLUMNS if column in row}
+        rows.append({"block": block, "attention": each.kind, **ordered})
         stages[block.partition(".blocks")[0], each.kind].append(row)
     for (stage, kind), blocks in stages.items():
         columns = [column for column in COLUMNS if all(column in row for row in blocks)]

@@ -98,6 +98,7 @@ def totals(measured: "Measurement") -> list[dict[str, Any]]:
 def report(measured: "Measurement") -> str:
     """Everything that belongs on the screen."""
     ann = measured.ann()
+    once = any(layer.stem and layer.kind == "real" for layer in measured.layers)
     counted = f"{measured.model}, T {measured.T}, input {list(measured.input_shape)}"
     parts = [
         text(layers(measured)),
@@ -105,7 +106,7 @@ def report(measured: "Measurement") -> str:
         text(totals(measured)),
         f"{ann['additions_per_mac']:.3g} additions (qkformer) per MAC of the network run once",
         "left out: " + ", ".join(f"{count:,} {name}" for name, count in measured.left_out.items()),
-        "the first convolution of a static image counts once, but T times in spikingformer",
+        *(["the image's convolution counts once, T times in spikingformer"] if once else []),
         *(f"note: {remark}" for remark in measured.remarks),
     ]
     return "\n\n".join(parts)

@@ -1,0 +1,200 @@
+"""Commands that need no data set: macs, curves, theory, compare."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qkformer
+from qkformer.analysis import figures, logs, plots, tables
+from qkformer.analysis.maps import AnalysisError
+from qkformer.analysis.measure import measure
+from qkformer.analysis.published import published
+from qkformer.analysis.theory import COMPLEXITY
+from qkformer.data.source import DataError
+from qkformer.files import write_text
+from qkformer.suggest import did_you_mean
+from qkformer.text import one_line
+
+
+def unknown(name: str, commands: Iterable[str]) -> AnalysisError:
+    return AnalysisError(f"there is no command {name!r}{did_you_mean(name, commands)}")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> None:
+        raise AnalysisError(message)
+
+
+def parser(command: str, doc: str, usage: str = "") -> Parser:
+    made = Parser(f"qkformer {command}", description=doc, allow_abbrev=False, epilog=usage)
+    made.add_argument("--pdf", action="store_true", help="vector pictures instead of PNG")
+    return made
+
+
+def output(made: Parser) -> None:
+    made.add_argument("--output", type=Path, default=Path("."), help="folder for what is written")
+
+
+def into(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnalysisError(f"--output {folder}: {error.strerror}") from error
+    return folder
+
+
+def macs(argv: Sequence[str]) -> None:
+    """Parameters and multiply-accumulates of every layer, without data or weights."""
+    made = Parser("qkformer macs", description=macs.__doc__, allow_abbrev=False)
+    made.add_argument("--model", required=True, help="registered name")
+    made.add_argument("--size", type=int, required=True, help="height and width, in pixels")
+    made.add_argument("--args", type=json.loads, default={}, help="of the model, as JSON")
+    options = made.parse_args(argv)
+    try:
+        with torch.device("meta"):
+            model = qkformer.create_model(options.model, **{"T": 1, **options.args})
+            x = torch.empty(1, model.in_chans, options.size, options.size)
+        measured = measure(model, [x])
+    except (TypeError, ValueError) as error:
+        raise AnalysisError(f"macs: {one_line(error)}") from error
+    rows = [
+        {
+            "layer": layer.layer,
+            "parameters": sum(p.numel() for p in model.get_submodule(layer.layer).parameters()),
+            "MACs": layer.macs,
+        }
+        for layer in measured.layers
+    ]
+    rows += [
+        {"layer": each.layer, "MACs": each.executed_macs}
+        for each in measured.attention
+        if hasattr(each, "executed_macs")
+    ]
+    parameters = sum(p.numel() for p in model.parameters())
+    rows.append({"layer": "all, with BatchNorms", "parameters": parameters, "MACs": measured.macs})
+    print(tables.text(rows))
+    print(
+        f"\n{options.model}, {options.size} px, one time step; SSA's products in the cheaper order"
+    )
+
+
+def curves(argv: Sequence[str]) -> None:
+    """Losses and accuracies of runs and published logs on one axis."""
+    made = parser("curves", curves.__doc__)
+    made.add_argument("runs", nargs="+", type=Path, help="folders of runs, or logs")
+    output(made)
+    options = made.parse_args(argv)
+    runs = {str(path): logs.read(path) for path in options.runs}
+    rows = [{"run": run, **row} for run, each in runs.items() for row in each]
+    figures.save(plots.curves(runs), into(options.output) / "curves", rows, pdf=options.pdf)
+    best = [
+        {"run": run, "epochs": len(each), **max(each, key=lambda row: row.get("test_acc1", -1))}
+        for run, each in runs.items()
+    ]
+    print("best epochs\n" + tables.text(best))
+
+
+def theory(argv: Sequence[str]) -> None:
+    """E and Var of SSA's and QKTA's sums, with measured ones; complexity, with measured scaling."""
+    made = parser("theory", theory.__doc__)
+    made.add_argument("--statistics", type=Path, help="statistics.csv of the command rates")
+    made.add_argument("--scaling", type=Path, help="results of benchmarks.scaling, JSON")
+    made.add_argument("--tokens", type=int, default=196, help="N of the curves")
+    made.add_argument("--head_dim", type=int, default=64, help="channels per head of the curves")
+    output(made)
+    options = made.parse_args(argv)
+    folder = into(options.output)
+    rows = _read(options.statistics, tables.read_csv) if options.statistics else []
+    sizes = dict(tokens=options.tokens, head_dim=options.head_dim)
+    figures.save(figures.surfaces(rows, **sizes), folder / "theory", rows or [sizes],
+                 pdf=options.pdf)  # fmt: skip
+    measured = _read(options.scaling, _scaling) if options.scaling else []
+    complexity = [dict(row, **_slopes(measured, row["attention"])) for row in COMPLEXITY]
+    write_text(folder / "complexity.csv", tables.as_csv(complexity))
+    print(tables.text(complexity))
+    if rows:
+        print("\n" + tables.text(rows))
+
+
+def _read(path: Path, how: Any) -> Any:
+    try:
+        return how(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+def _scaling(path: Path) -> list[dict[str, Any]]:
+    sections = json.loads(path.read_text())["scaling"]
+    return [point for each in sections.values() for point in each["points"]]
+
+
+def _slopes(points: list[dict[str, Any]], attention: str) -> dict[str, float]:
+    """Exponents of time and memory in N and D, between the smallest and largest size measured."""
+    found = {}
+    quantities = {"time": lambda p: p["seconds"]["median"], "memory": lambda p: p.get("peak_mib")}
+    for axis in "ND":
+        # SSA's growth in the table is that of the stored N x N map
+        these = sorted(
+            (p for p in points
+             if p["axis"] == axis and "seconds" in p and p["kind"].startswith(attention)
+             and not p["kind"].endswith("(k^T v)")),
+            key=lambda p: p[axis],
+        )  # fmt: skip
+        for name, of in quantities.items():
+            if len(these) > 1 and of(these[0]) and of(these[-1]):
+                first, last = these[0], these[-1]
+                exponent = math.log(of(last) / of(first)) / math.log(last[axis] / first[axis])
+                found[f"{name} ~ {axis}^"] = round(exponent, 2)
+    return found
+
+
+def compare(argv: Sequence[str]) -> None:
+    """One table and scatter of runs and published rows: accuracy, energy, parameters, T."""
+    made = parser("compare", compare.__doc__)
+    made.add_argument("runs", nargs="*", type=Path, help="folders with energy.json of the command "
+                      "energy and results.json of test.py, or metrics.jsonl")  # fmt: skip
+    made.add_argument("--data", help="published rows of this data set (default: of the runs')")
+    made.add_argument("--convention", default="qkformer", help="of the runs' energies")
+    output(made)
+    options = made.parse_args(argv)
+    ours = [_ours(run, options.convention) for run in options.runs]
+    data = {options.data} if options.data else {row["data"] for row in ours} or {"imagenet"}
+    rows = ours + [row for row in published() if row["data"] in data]
+    if not rows:
+        raise DataError(f"compare: nothing is published of {', '.join(sorted(data))}; give runs")
+    print(tables.text(rows))
+    print("\nenergies of different conventions compare nothing")
+    figures.save(plots.scatter(rows), into(options.output) / "compare", rows, pdf=options.pdf)
+
+
+def _ours(run: Path, convention: str) -> dict[str, Any]:
+    energy = _read(run / "energy.json", lambda path: json.loads(path.read_text()))
+    if convention not in energy["energy"]:
+        known = energy["energy"]
+        raise AnalysisError(f"--convention: no {convention!r}{did_you_mean(convention, known)}")
+    results = run / "results.json"
+    if results.exists():
+        accuracy = _read(results, lambda path: json.loads(path.read_text())["acc1"])
+        source = "test.py"
+    else:
+        accuracy, source = logs.read(run)[-1].get("test_acc1"), "last epoch"
+    return {
+        "system": energy["model"],
+        "run": str(run),
+        "data": energy["data"],
+        "input": energy["input_shape"][-1],
+        "T": energy["T"],
+        "params_M": energy["parameters"] / 1e6,
+        "top1": accuracy,
+        "energy_mJ": energy["energy"][convention]["mJ"],
+        "ssa": energy["ssa"],
+        "convention": convention,
+        "source": source,
+    }
