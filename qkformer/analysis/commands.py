@@ -17,8 +17,7 @@ from qkformer.analysis.published import published
 from qkformer.analysis.theory import COMPLEXITY
 from qkformer.data.source import DataError
 from qkformer.files import write_text
-from qkformer.suggest import did_you_mean
-from qkformer.text import one_line
+from qkformer.text import did_you_mean, one_line
 
 
 def unknown(name: str, commands: Iterable[str]) -> AnalysisError:

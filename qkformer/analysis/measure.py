@@ -26,7 +26,7 @@ from qkformer.analysis.tally import Frame, Tally, largest, merge
 from qkformer.checkpoint.released import NoPublishedNames, released_names
 from qkformer.data.source import DataError
 from qkformer.layers.attention import SpikeMask, SpikeProduct
-from qkformer.models import SpikingTransformer
+from qkformer.models import SpikingNetwork
 from qkformer.neurons import SpikingNeuron
 
 
@@ -188,7 +188,7 @@ def _heads(model: nn.Module, tallies: list[Tally]) -> list[nn.Module]:
 
 def _published(model: nn.Module) -> dict[str, str]:
     """Published key of every layer, where the model has published weights."""
-    if not isinstance(model, SpikingTransformer):
+    if not isinstance(model, SpikingNetwork):
         return {}
     try:
         names = released_names(model)
