@@ -3,6 +3,11 @@
 import sys
 from collections.abc import Sequence
 
+try:
+    import matplotlib  # noqa: F401
+except ImportError:
+    raise SystemExit("error: the commands draw: pip install 'qkformer[analysis]'") from None
+
 from qkformer.analysis import commands, run_commands
 from qkformer.analysis.source import ERRORS
 

@@ -112,7 +112,7 @@ def theory(argv: Sequence[str]) -> None:
     folder = into(options.output)
     rows = _read(options.statistics, tables.read_csv) if options.statistics else []
     sizes = dict(tokens=options.tokens, head_dim=options.head_dim)
-    figures.save(figures.surfaces(rows, **sizes), folder / "theory", rows or [sizes],
+    figures.save(plots.theory(rows, **sizes), folder / "theory", rows or [sizes],
                  pdf=options.pdf)  # fmt: skip
     measured = _read(options.scaling, _scaling) if options.scaling else []
     complexity = [dict(row, **_slopes(measured, row["attention"])) for row in COMPLEXITY]

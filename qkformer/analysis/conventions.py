@@ -16,7 +16,8 @@ events: the additions that happen, borders and strides exact, and the coincidenc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from qkformer.analysis.records import Attention, Layer, MaskAttention
+from qkformer.analysis.attention import Attention, MaskAttention
+from qkformer.analysis.records import Layer
 
 if TYPE_CHECKING:
     from qkformer.analysis.measurement import Measurement

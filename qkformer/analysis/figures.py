@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qkformer.analysis.tables import Rows, as_csv
-from qkformer.analysis.theory import binomial
 from qkformer.files import write_text
 
 DOTS = 150  # per inch, of a PNG
@@ -33,11 +32,16 @@ def new(width: float, height: float) -> Figure:
 
 def save(figure: Figure, stem: Path, numbers: Rows | dict[str, Any], *, pdf: bool = False) -> None:
     """STEM.png (or .pdf), and STEM.csv of rows or STEM.json of anything else."""
-    figure.savefig(stem.with_suffix(".pdf" if pdf else ".png"), dpi=DOTS)
+    draw(figure, stem, pdf=pdf)
     if isinstance(numbers, dict):
         write_text(stem.with_suffix(".json"), json.dumps(numbers, indent=1) + "\n")
     else:
         write_text(stem.with_suffix(".csv"), as_csv(numbers))
+
+
+def draw(figure: Figure, stem: Path, *, pdf: bool = False) -> None:
+    """STEM.png, or STEM.pdf with lines and letters as such."""
+    figure.savefig(stem.with_suffix(".pdf" if pdf else ".png"), dpi=DOTS)
 
 
 def energy_bars(breakdowns: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -145,40 +149,6 @@ def matrices(layers: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
                 axes.set_yticks([])
             axes.set_xlabel("tokens", fontsize="x-small")
         row[0].set_ylabel(f"{short(layer)}\nchannels", fontsize="x-small")
-    return figure
-
-
-def surfaces(statistics: Rows, *, tokens: int = 196, head_dim: int = 64) -> Figure:
-    """E and Var of SSA over f_Q f_K f_V and of QKTA over f_Q, with measured attentions marked.
-
-    The curves are for ``tokens`` and ``head_dim``; measured values are scaled to them, as E and
-    Var are, by the number of terms in a sum.
-    """
-    figure = new(8, 5.6)
-    grid = figure.subplots(2, 2)
-    p = np.linspace(0, 1, 201)
-    sides = (("SSA", tokens * head_dim, "f_Q f_K f_V"), ("QKTA, QKCA", head_dim, "f_Q"))
-    for column, (name, terms, label) in enumerate(sides):
-        product = name == "SSA"
-        curves = binomial(terms, p)
-        marked = [row for row in statistics if ("f_v" in row) == product]
-        for row, (quantity, curve, measured, theory) in enumerate(
-            zip(("E", "Var"), curves, ("mean", "variance"), ("E", "Var"), strict=True)
-        ):
-            axes = grid[row][column]
-            axes.plot(p, curve, "k-", linewidth=1, label="independent spikes")
-            for i, each in enumerate(marked):
-                at = each["f_q"] * (each["f_k"] * each["f_v"] if product else 1)
-                terms_here = each["E"] / at if at else 0
-                scale = terms / terms_here if terms_here else 0
-                axes.plot(at, each[measured] * scale, MARKERS[i % len(MARKERS)], color="0.3",
-                          markersize=5, label=short(each["layer"]))  # fmt: skip
-                axes.plot(at, each[theory] * scale, ".", color="black", markersize=3)
-            axes.set_xlabel(label)
-            axes.set_ylabel(f"{quantity} of {name}, {terms} terms")
-            axes.grid(alpha=0.3)
-        if marked or product:
-            grid[0][column].legend(fontsize="x-small")
     return figure
 
 

@@ -1,20 +1,17 @@
 """One pass of a model over data, which counts everything that energy and rates are made of."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
-from spikingjelly.activation_based.base import MemoryModule
 from spikingjelly.activation_based.neuron import BaseNode, SimpleBaseNode
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.flop_counter import FlopCounterMode
 
+from qkformer.analysis.attention import ProductAttention
 from qkformer.analysis.census import Census
 from qkformer.analysis.measurement import SILENT, Measurement
-from qkformer.analysis.records import Neuron, ProductAttention
+from qkformer.analysis.records import Neuron
 from qkformer.analysis.tallies import (
     CONVOLUTIONS,
     LayerTally,
@@ -23,6 +20,7 @@ from qkformer.analysis.tallies import (
     ProductTally,
 )
 from qkformer.analysis.tally import Frame, Tally, largest, merge
+from qkformer.analysis.watch import as_it_was, counted, forget, hooked
 from qkformer.checkpoint.released import NoPublishedNames, released_names
 from qkformer.data.source import DataError
 from qkformer.layers.attention import SpikeMask, SpikeProduct
@@ -76,18 +74,18 @@ def measure(
     ]
     census = Census()
     shape, samples, executed, device = (), 0, 0, _device(model)
-    with _as_it_was(model), ExitStack() as hooks, torch.no_grad():
+    with as_it_was(model), ExitStack() as hooks, torch.no_grad():
         for tally in tallies:
-            hooks.enter_context(_hooked(tally, census))
+            hooks.enter_context(hooked(tally, census))
         for batch in batches:
             x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
             B = x.shape[batch_axis]
             steps = T or (x.shape[1 - batch_axis] if x.ndim == 5 else getattr(model, "T", 1))
-            _forget(model, tallies)
+            forget(model, tallies)
             frame.start(steps, B)
             if samples == 0:
                 shape = tuple(x.select(batch_axis, 0).shape)
-                executed = _counted(model, x, census) // (2 * B)
+                executed = counted(model, x, census) // (2 * B)
                 census.divide(B)
             else:
                 model(x)
@@ -202,65 +200,3 @@ def _published(model: nn.Module) -> dict[str, str]:
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _counted(model: nn.Module, x: Tensor, census: Census) -> int:
-    """Run the model; operations as torch counts them, two to a multiply-accumulate."""
-    # fused attention is invisible to the counter on a CPU
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, census:
-        census.counting = True
-        model(x)
-    census.counting = False
-    return flops.get_total_flops()
-
-
-@contextmanager
-def _hooked(tally: Tally, census: Census) -> Iterator[None]:
-    """``tally`` sees every call of its module; the census sees neither it nor inside neurons."""
-
-    def before(*_: object) -> None:
-        census.inside += 1
-
-    def after(module: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> None:
-        with _disable_current_modes() if census.counting else nullcontext():
-            tally(module, args or tuple(kwargs.values()), out)
-        census.inside -= neuron
-
-    neuron = isinstance(tally, NeuronTally)
-    handles = [tally.module.register_forward_hook(after, with_kwargs=True)]
-    if neuron:
-        handles.append(tally.module.register_forward_pre_hook(before))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards the modes and the memories of neurons from before."""
-    modes = [(module, module.training) for module in model.modules()]
-    memories = [
-        (module, dict(module.named_memories()))
-        for module in model.modules()
-        if isinstance(module, MemoryModule)
-    ]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for module, values in memories:
-            for name, value in values.items():
-                setattr(module, name, value)
-
-
-def _forget(model: nn.Module, tallies: list[Tally]) -> None:
-    """Neurons of SpikingJelly remember the batch before."""
-    for module in model.modules():
-        if isinstance(module, MemoryModule):
-            module.reset()
-    for tally in tallies:
-        tally.at = 0

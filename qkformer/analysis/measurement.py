@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qkformer.analysis import conventions, movement, tables
-from qkformer.analysis.records import Layer, MaskAttention, Neuron, ProductAttention
+from qkformer.analysis.attention import MaskAttention, ProductAttention
+from qkformer.analysis.records import Layer, Neuron
 
 SILENT = 1e-3  # spikes per neuron and step below which a layer of neurons hardly fires
 

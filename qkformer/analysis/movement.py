@@ -8,8 +8,9 @@ al. (arXiv 2210.13107) interpolate it; 3.12 pJ a bit of DRAM after Shen et al. (
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from qkformer.analysis.attention import MaskAttention
 from qkformer.analysis.conventions import MILLI
-from qkformer.analysis.records import Layer, MaskAttention, Neuron
+from qkformer.analysis.records import Layer, Neuron
 
 if TYPE_CHECKING:
     from qkformer.analysis.measurement import Measurement

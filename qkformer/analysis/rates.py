@@ -3,8 +3,8 @@
 from collections import defaultdict
 from typing import Any
 
+from qkformer.analysis.attention import MaskAttention, ProductAttention
 from qkformer.analysis.measurement import Measurement
-from qkformer.analysis.records import MaskAttention, ProductAttention
 
 COLUMNS = ("Q", "K", "V", "A_t", "X'", "X''", "MLP1", "MLP2")
 

@@ -20,6 +20,7 @@ from qkformer.analysis import conventions, figures, maps, tables
 from qkformer.analysis import rates as firing
 from qkformer.analysis.commands import into, parser
 from qkformer.analysis.confusion import class_names, confusion_matrix
+from qkformer.analysis.log import write_energy
 from qkformer.analysis.measure import measure
 from qkformer.analysis.measurement import Measurement
 from qkformer.analysis.published import beside
@@ -47,19 +48,6 @@ def measured_on(source: Source, batches: int | None = None) -> Measurement:
     return measure(source.model, inputs, world=source.world)
 
 
-def write_energy(measured: Measurement, folder: Path, *, pdf: bool = False, **facts: Any) -> None:
-    """energy.json, energy.csv (layers), and energy.png with energy_parts beside it.
-
-    Args:
-        facts: what the JSON file says besides.
-    """
-    write_text(folder / "energy.json", json.dumps(measured.to_json() | facts, indent=1) + "\n")
-    parts = {name: measured.breakdown(name) for name in conventions.CONVENTIONS}
-    figures.save(figures.energy_bars(parts), folder / "energy", tables.layers(measured), pdf=pdf)
-    rows = [{"convention": name, **each} for name, each in parts.items()]
-    write_text(folder / "energy_parts.csv", tables.as_csv(rows))
-
-
 def energy(argv: Sequence[str]) -> None:
     """What a checkpoint costs on the test set, in every convention, beside published numbers."""
     made = _parser("energy", energy.__doc__)
@@ -83,7 +71,10 @@ def energy(argv: Sequence[str]) -> None:
             "checkpoint": str(source.checkpoint),
             "published": beside(measured),
         }
-        write_energy(measured, into(source.output), pdf=options.pdf, **facts)
+        folder = into(source.output)
+        write_energy(measured, folder, **facts)
+        parts = {name: measured.breakdown(name) for name in conventions.CONVENTIONS}
+        figures.draw(figures.energy_bars(parts), folder / "energy", pdf=options.pdf)
 
 
 def rates(argv: Sequence[str]) -> None:

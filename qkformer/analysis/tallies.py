@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qkformer.analysis.records import Layer, MaskAttention, Neuron, ProductAttention, Sums
+from qkformer.analysis.attention import MaskAttention, ProductAttention, Sums
+from qkformer.analysis.records import Layer, Neuron
 from qkformer.analysis.tally import Tally, over_time, summed
 from qkformer.neurons import SpikingNeuron
 

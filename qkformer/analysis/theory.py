@@ -8,8 +8,8 @@ and 3136: why QKTA needs no scale.
 
 from typing import Any, NamedTuple
 
+from qkformer.analysis.attention import Attention, ProductAttention
 from qkformer.analysis.measurement import Measurement
-from qkformer.analysis.records import Attention, ProductAttention
 
 
 class Moments(NamedTuple):
