@@ -170,7 +170,7 @@ class _CommandLine:
     Attributes:
         options: By name.
         files: Of --config, one after the other.
-        keys: Of the configuration, or its sections, with what is given for them.
+        keys: Of the configuration, with what is given for them, in this order.
     """
 
     def __init__(self, kind: type, acting: Collection[str], argv: Sequence[str] | None) -> None:
@@ -201,7 +201,9 @@ class _CommandLine:
             elif name in self.known:
                 self.options[name] = typed(f"--{name}", from_text(text, expected), expected or bool)
             else:
-                self.keys[name] = from_text(text, expected)
+                given = _of_section(name, from_text(text, expected))
+                # behind what it overrides
+                self.keys = {k: v for k, v in self.keys.items() if k not in given} | given
         self.wants_help, self.wants_config = (
             self.options.pop(name, False) for name in ("help", "print_config")
         )
@@ -263,6 +265,13 @@ def _options(kind: type) -> dict[str, tuple[Any, str]]:
         expected = kind.__annotations__[name]
         options[name] = (None if expected is bool else expected, text)
     return options
+
+
+def _of_section(name: str, value: Any) -> dict[str, Any]:
+    """The keys of a section given as a whole; any other key with its value."""
+    if name in SECTIONS and isinstance(value, dict) and value:
+        return {f"{name}.{key}": part for key, part in value.items()}
+    return {name: value}
 
 
 def _check_local_rank(given: str) -> None:

@@ -223,7 +223,7 @@ class StopRequest:
     """
 
     received: str | None = None
-    _at_once = True
+    _at_once, _is_orphan = True, False
 
     def __enter__(self) -> "StopRequest":
         may_handle = threading.current_thread() is threading.main_thread()
@@ -246,13 +246,13 @@ class StopRequest:
     def _watch_launcher(self) -> None:
         while not self._left.wait(1):
             if os.getppid() != self._launcher:
+                self._is_orphan = True
                 return os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
-        orphaned = os.getppid() != self._launcher
-        name = "the end of its launcher" if orphaned else signal.Signals(number).name
+        name = "the end of its launcher" if self._is_orphan else signal.Signals(number).name
         is_first, self.received = not self.received, self.received or name
         if self._at_once and is_first:
             raise Stopped(

@@ -99,6 +99,8 @@ def test_any_argument_of_the_model_is_reached():
     }
     assert parse_train(DEMO, ["--model.args", "{embed_dim: 32}"])[0].model.args == {"embed_dim": 32}
     assert parse_train(DEMO, ["--model", "{T: 2}"])[0].model.T == 2
+    later = ["--model.T", "2", "--model", "{T: 3}", "--model.T", "2"]
+    assert parse_train(DEMO, later)[0].model.T == 2
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1E-3", "+1.0e-03", ".1e-2", "0.001"])
@@ -577,6 +579,7 @@ def test_what_testing_accepts_it_takes_over():
         (["--chekpoint=x"], "--chekpoint, did you mean '--checkpoint'"),
         (["--time_step=2"], "--time_step, did you mean '--time_steps'"),
         (["--checkpoint"], "--checkpoint: expected one argument"),
+        (["--data={val_fraction: 0.3}"], "--data.val_fraction: acts in training only"),
     ],
     ids=str,
 )

@@ -295,5 +295,14 @@ def test_signals_raise_before_training_and_are_remembered_in_it():
     assert [signal.getsignal(number) for number in STOPPING] == before
 
 
+def test_a_signal_keeps_its_name_where_the_shell_that_started_the_run_is_gone(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with StopRequest() as stop:
+        stop.remember()
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.received == "SIGTERM"
+
+
 def test_a_stop_is_no_error_that_others_could_handle():
     assert not issubclass(Stopped, Exception)  # read_checkpoint would call the file damaged
