@@ -187,10 +187,13 @@ class LogConfig:
         every: Steps between two lines on the screen and points in TensorBoard within an epoch; 0
             for none.
         wandb: Weights & Biases beside TensorBoard; the package has to be installed.
+        energy: Measure what the last epoch's weights cost on the test set: energy.json and .csv,
+            and the energies and firing rates as points in TensorBoard.
     """
 
     every: int = 50
     wandb: bool = False
+    energy: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -285,6 +288,7 @@ FREE_ON_RESUME = (
     "data.download",
     "data.root",
     "data.workers",
+    "log.energy",
     "log.every",
     "log.wandb",
     "model.backend",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from qkformer.analysis.log import log_energy
 from qkformer.checkpoint.load import load_checkpoint
 from qkformer.console import Progress
 from qkformer.data.loaders import evaluation_loader, read, training_loader
@@ -178,6 +179,8 @@ def train(run: Run, folder: Path, stop: StopRequest) -> None:
     except TrainingError as error:
         write_failure(folder, error, run.learner, run.batches.batch_sampler, world)
         raise
+    if config.log.energy:
+        measure_energy(run, folder)
     if run.log:
         run.log.end()
 
@@ -268,6 +271,24 @@ def test_one_epoch(run: Run, epoch: int, most_batches: int | None = None) -> dic
         "n_parameters": count_parameters(learner.model),
         "seconds": progress.seconds + time.monotonic() - start,
     }
+
+
+def measure_energy(run: Run, folder: Path) -> None:
+    """What the last weights cost on the test set, in files and as points in TensorBoard."""
+    learner, config, world = run.learner, run.config, run.world
+    batches = read(run.tests["test"], config.data.on_damaged)
+    scalars = log_energy(
+        learner.model.eval(),
+        (run.data.prepare(batch.samples.to(learner.device)) for batch in batches),
+        folder,
+        world=world,
+        is_main=world.is_main,
+        data=config.data.name,
+        ssa=getattr(learner.model, "ssa", None),
+        parameters=count_parameters(learner.model),
+    )
+    if run.log:
+        run.log.epochs.write(scalars, config.all_epochs - 1)
 
 
 def dry_run(run: Run) -> None:

@@ -355,6 +355,7 @@ LIMITS = [
     ("checkpoint.every", "-1", "must be 0 or more"),
     ("checkpoint.every", "0.5", "expected int, got 0.5"),
     ("log.every", "-1", "must be 0 or more, got -1"),
+    ("log.energy", "1", "expected bool"),
     ("log.wandb", "1", "expected bool, got 1"),
 ]
 

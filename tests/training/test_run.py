@@ -246,6 +246,15 @@ def test_a_dry_run_times_a_step_where_an_epoch_has_only_one(tmp_path, config, ca
     assert float(re.search(r"a step takes (\S+) s", out)[1]) > 0
 
 
+def test_the_energy_of_a_run_is_measured_on_request(tmp_path, config):
+    train(config, tmp_path / "run", "--epochs", "1", "--log.energy", "true")
+    found = json.loads((tmp_path / "run/energy.json").read_text())
+    (line,) = metrics(tmp_path / "run")
+    assert (found["data"], found["parameters"]) == ("few", line["n_parameters"])
+    assert found["energy"]["qkformer"]["mJ"] > 0
+    assert all(neuron["rate"] > 0 for neuron in found["neurons"])
+
+
 def test_steps_are_told_of_within_an_epoch(tmp_path, config, capsys):
     train(config, tmp_path / "run", "--epochs", "1", "--log.every", "7")
     lines = [line for line in capsys.readouterr().out.splitlines() if "epoch 0: step" in line]
