@@ -1,5 +1,6 @@
 """Does a state dict fit a model, where not, and which model would it fit?"""
 
+import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -95,8 +96,7 @@ def fitting_models(state: dict[str, Tensor]) -> list[str]:
         options = {"num_classes": num_classes}
         if mlp_ratio is not None:
             options["mlp_ratio"] = mlp_ratio
-        with torch.device("meta"):
-            model = create_model(name, **options)
+        model = _outline(name, **options)
         for expected, unused in _namings(model, state):
             if expected == {key: shape for key, shape in shapes.items() if key not in unused}:
                 if model.num_classes == model.pretrained_cfg["num_classes"]:
@@ -104,6 +104,12 @@ def fitting_models(state: dict[str, Tensor]) -> list[str]:
                 arguments = [repr(name), *(f"{k}={v}" for k, v in options.items())]
                 fitting.setdefault(name, f"create_model({', '.join(arguments)})")
     return list(fitting.values())
+
+
+@functools.lru_cache(maxsize=256)
+def _outline(name: str, **options: float) -> SpikingTransformer:
+    with torch.device("meta"):
+        return create_model(name, **options)
 
 
 def _namings(

@@ -36,6 +36,7 @@ def publish(state: dict, case: str, path) -> None:
     torch.save(content, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "mode"), CASES, ids=lambda value: value)
 def test_golden(case, mode, tmp_path):
     golden = np.load(GOLDEN / f"{case}.seed0.npz")

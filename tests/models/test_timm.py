@@ -19,9 +19,9 @@ SMALL = {"embed_dim": 32, "num_heads": 4, "T": 2}
 @pytest.mark.parametrize("name", qkformer.list_models())
 def test_timm_builds_the_same_model(name):
     torch.manual_seed(0)
-    ours = qkformer.create_model(name, num_classes=7, drop_path_rate=0.1)
+    ours = qkformer.create_model(name, num_classes=7, drop_path_rate=0.1, **SMALL)
     torch.manual_seed(0)
-    theirs = timm.create_model(name, num_classes=7, drop_path_rate=0.1)
+    theirs = timm.create_model(name, num_classes=7, drop_path_rate=0.1, **SMALL)
     assert str(ours) == str(theirs)
     for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         assert torch.equal(a, b)
