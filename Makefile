@@ -1,6 +1,7 @@
 # make demo    train and evaluate a small QKFormer on scikit-learn's digits, on the CPU
+# make check   lint and the tests that are not slow: for every edit
 # make test    lint and the whole test suite
-# Both create .venv on first use; PYTHON=/path/to/python3.x chooses the interpreter.
+# All create .venv on first use; PYTHON=/path/to/python3.x chooses the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo_digits
 
-.PHONY: demo test lint format clean
+.PHONY: demo check test lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python cifar10/train.py --config configs/demo_digits.yml --output $(DEMO) --resume auto
@@ -16,8 +17,13 @@ demo: $(INSTALLED)
 		--checkpoint $(DEMO)/last.pth --output $(DEMO)
 
 # Two processes of one thread each use two cores better than one process of two.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+check: lint
+	$(PYTEST) -m "not slow"
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -47,7 +47,9 @@ def run(name: str, folder: Path, arguments: str) -> dict:
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_measures_and_keeps_what_it_measured(name, tmp_path, capsys):
+def test_measures_and_keeps_what_it_measured(name, tmp_path, capsys, monkeypatch):
+    # a fresh process for every contender; see test_peak_memory_is_that_of_the_step
+    monkeypatch.setattr(module("measure"), "cpu_peaks", lambda makes: [1.0] * len(makes))
     results = run(name, tmp_path, ARGUMENTS[name])
     printed = capsys.readouterr().out
     assert results["machine"]
@@ -161,6 +163,7 @@ def test_a_step_saves_each_storage_once_and_no_parameter():
     assert measure.saved_for_backward(step) == 4 * (x.numel() + x.numel())
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_step():
     measure = module("measure")
     peaks = measure.cpu_peaks([partial(allocating, 8), partial(allocating, 64)], own_pages=True)

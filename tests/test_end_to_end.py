@@ -147,6 +147,7 @@ def test_train_go_on_test(case, tmp_path, capsys):
     assert fired and all(fired.values())
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_as_many_or_one_test(tmp_path):
     data, training = written(GESTURES, tmp_path)
     start(GESTURES.folder, "train", {**training, "epochs": 1}, TORCHRUN)

@@ -38,6 +38,7 @@ for threads in (1, 2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("whose", "instructions"),
     [

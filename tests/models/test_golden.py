@@ -43,6 +43,7 @@ def publish(state: dict, case: str, path) -> None:
     torch.save(content, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "mode"), CASES, ids=lambda value: value)
 def test_golden(case, mode, tmp_path):
     prefix = f"{mode}." if case in QKFORMER else "ann." if case in CONVERTED else ""

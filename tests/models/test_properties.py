@@ -240,12 +240,14 @@ for enable in (True, False):
 """
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_saves_memory():
     output = subprocess.check_output([sys.executable, "-c", PEAK_MEMORY])
     with_it, without_it = map(int, output.split())
     assert with_it < 0.75 * without_it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_torch_compile_takes_the_whole_forward(name):
@@ -257,12 +259,14 @@ def test_torch_compile_takes_the_whole_forward(name):
     torch.testing.assert_close(compiled(x), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_torch_compile_trains():
     model = tiny("qkformer_2_256", T=2, depths=(0, 1), attn_scale=2.0).train()
     with_spikes(copy.deepcopy(model), images(model))
     trained_compiled(model, images(model), "aot_eager", rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_torch_compile_trains_with_inductor():
     """One layer: of a whole model it would compile C++ for minutes."""
     model = nn.Sequential(ConvBNNeuron(3, 8, 3, bias=True, neuron=LIF()))
@@ -324,9 +328,9 @@ def test_backends_share_their_state_dict_keys():
 
 
 IMPORT = """
-import random, sys
+import random, sys, types
 import numpy, torch
-sys.modules.update(fcntl=None, resource=None)  # Windows has neither
+sys.modules.update(fcntl=None, resource=None, msvcrt=types.ModuleType("msvcrt"))  # as Windows
 states = lambda: (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state())
 python, array, tensor = states()
 import qkformer, qkformer.layers, qkformer.models, qkformer.neurons.cuda.ops
@@ -335,6 +339,7 @@ assert "cupy" not in sys.modules and not torch.cuda.is_initialized()
 """
 
 
+@pytest.mark.slow
 def test_importing_does_nothing_and_needs_nothing_of_unix():
     subprocess.run([sys.executable, "-c", IMPORT], check=True)
 

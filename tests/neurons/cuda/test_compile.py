@@ -45,6 +45,7 @@ COMPILED = [(variant, "sm_70", 12) for variant in VARIANTS]
 COMPILED += [(variant, arch, 13) for variant in FAMILIES for arch in ("sm_80", "sm_90")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "arch", "cuda"), COMPILED, ids=lambda x: str_of(x) if isinstance(x, Variant) else x
 )
