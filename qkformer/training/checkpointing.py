@@ -173,7 +173,11 @@ def take_folder(folder: Path, lock: Lock) -> None:
         ConfigError: it cannot be written to, or another run has it.
     """
     make_folder(folder)
-    if not lock.take():
+    try:
+        is_ours = lock.take()
+    except OSError as error:  # as where the file is another user's
+        raise ConfigError(f"--output {folder}: {lock.path.name}: {error.strerror}") from error
+    if not is_ours:
         raise ConfigError(
             f"--output {folder}: another run is writing there; wait for its end, or choose another "
             "folder"

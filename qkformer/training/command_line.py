@@ -47,8 +47,8 @@ class TrainOptions:
         resume: auto: continue the run in the output folder, if there is one; none: start anew, in a
             folder without a run; a path: continue from that checkpoint.
         device: auto takes CUDA where there is one.
-        dry_run: Check everything, take two steps and test a batch, estimate memory and time, and
-            leave nothing behind.
+        dry_run: Check everything, take two steps and two batches of every test, estimate memory and
+            time, and leave nothing behind but prepared data.
     """
 
     output: Path

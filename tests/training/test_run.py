@@ -272,6 +272,12 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, config, capsys):
     assert capsys.readouterr().out.count("last epoch (0)") == 2
 
 
+def test_a_lock_that_cannot_be_opened_is_one_clear_error(tmp_path, config, capsys):
+    (tmp_path / "run/.lock").mkdir(parents=True)
+    error = refused(config, tmp_path / "run", capsys=capsys)
+    assert f"--output {tmp_path / 'run'}: .lock: Is a directory" in error
+
+
 def test_resume_none_does_not_overwrite_a_run(tmp_path, config, capsys):
     train(config, tmp_path / "run", "--epochs", "1", "--resume", "none")
     error = refused(config, tmp_path / "run", "--resume", "none", capsys=capsys)
