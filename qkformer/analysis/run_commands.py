@@ -117,6 +117,7 @@ def attention(argv: Sequence[str]) -> None:
             names = class_names(source.config.data.name, source.data.num_classes)
             titles = [names[label] for label in labels]
         found = maps.attentions(source.model, x)
+        matrices = _matrices(found, options)
         drawn = _maps(source, x, found, options)
         size = tuple(x.shape[-2:])
         arrays = {name: maps.enlarged(values, size).numpy() for name, values in drawn.items()}
@@ -126,7 +127,6 @@ def attention(argv: Sequence[str]) -> None:
         numbers |= {f"{k} channels": v.tolist() for k, v in channels.items() if v is not None}
         figures.save(figures.overlays(pictures(x), arrays, titles), folder / "attention", numbers,
                      pdf=options.pdf)  # fmt: skip
-        matrices = _matrices(found, options)
         numbers = {k: {n: m.tolist() for n, m in each.items()} for k, each in matrices.items()}
         figures.save(figures.matrices(matrices), folder / "matrices", numbers, pdf=options.pdf)
         print(f"{len(drawn)} maps of {len(x)} samples in {folder}: attention, matrices")
