@@ -74,6 +74,10 @@ class TrainingBatches(Sampler[list[Key]]):
         """Samples in one step: all processes, all accumulated batches."""
         return self.together * self.accumulation
 
+    def fraction(self, done: int) -> float:
+        """Which part of an epoch is behind `done` samples, counted in whole batches."""
+        return done // self.together / (self.size // self.together)
+
     def set_position(self, epoch: int, done: int = 0) -> None:
         """Choose where the next pass starts: in `epoch`, behind `done` samples of all processes."""
         self.epoch, self.done = epoch, done

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qkformer.checkpoint.io import CheckpointError, read_checkpoint, save_checkpoint
-from qkformer.files import Lock
-from qkformer.text import some_of
+from qkformer.files import FileError, Lock
+from qkformer.text import first_sentence, some_of
 from qkformer.training.config import Config, ConfigError, changed_keys
 from qkformer.training.distributed import Stopped, StopRequest, World
 from qkformer.training.environment import make_folder, random_state, set_random_state
@@ -156,11 +156,18 @@ class Checkpoints:
 
 
 def finish_save(folder: Path) -> None:
-    """Let the files of a run move up; also those of one that was killed in the middle of it."""
-    if (folder / NEXT).exists():
-        if (folder / LAST).exists():
-            os.replace(folder / LAST, folder / PREVIOUS)
-        os.replace(folder / NEXT, folder / LAST)
+    """Let the files of a run move up; also those of one that was killed in the middle of it.
+
+    Raises:
+        FileError: they cannot move.
+    """
+    try:
+        if (folder / NEXT).exists():
+            if (folder / LAST).exists():
+                os.replace(folder / LAST, folder / PREVIOUS)
+            os.replace(folder / NEXT, folder / LAST)
+    except OSError as error:
+        raise FileError(f"cannot write {folder / LAST}: {first_sentence(error)}") from error
 
 
 # ---------------------------------------------------------------------------------- going on
@@ -249,10 +256,11 @@ def restore(found: Found, learner: Learner, output: Path, metric: str, world: Wo
         set_random_state(content["random"][world.rank], learner.device)
     progress = EpochMetrics.share(content["progress"], world) if content["progress"] else None
     state = RunState(metric, content["history"], content["best"], progress)
-    # where a run goes on in another folder, the best weights at hand are those it starts with
-    is_own = found.path.resolve().parent == output.resolve() and (output / BEST).exists()
-    if not is_own and state.history:
-        state.best = state.history[-1]["epoch"]
+    # where best.pth is not what the file knows as the best, as in another folder, the best weights
+    # at hand are those the run starts with, or inside an epoch none
+    best = output / BEST
+    if not best.exists() or read_checkpoint(best, mmap=True).get("epoch") != state.best:
+        state.best = state.history[-1]["epoch"] if state.history and not progress else None
     return state
 
 

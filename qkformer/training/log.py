@@ -4,10 +4,11 @@ import importlib.util
 import json
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -38,15 +39,15 @@ class RunLog:
         self, folder: Path, state: RunState, config: Config, batches: TrainingBatches
     ) -> None:
         self.folder, self.state, self.config = folder, state, config
-        self.steps_per_epoch = batches.size // batches.step_size
+        self.samples_per_epoch = batches.size
         self._last_told = replace(state.progress) if state.progress else EpochMetrics()
         done = len(state.history)
         # what curves were told of an epoch that did not reach the checkpoint is withdrawn
         self.epochs = TensorBoard(folder / "tensorboard", done)
         self.steps = TensorBoard(
-            folder / "tensorboard/steps", done * self.steps_per_epoch + self._last_told.steps
+            folder / "tensorboard/steps", done * self.samples_per_epoch + self._last_told.done
         )
-        self.wandb = start_wandb(folder, config) if config.log.wandb else None
+        self.wandb = WeightsAndBiases(folder, config) if config.log.wandb else None
         if state.history:
             self._write_metrics()
 
@@ -61,10 +62,11 @@ class RunLog:
             self._last_told = EpochMetrics()
         values = progress.since(self._last_told)
         self._last_told = replace(progress)
-        self.steps.write(values, epoch * self.steps_per_epoch + progress.steps)
+        # in samples, which another batch size does not change
+        self.steps.write(values, epoch * self.samples_per_epoch + progress.done)
         if self.wandb:
-            position = {"epoch": epoch + progress.steps / self.steps_per_epoch}
-            self.wandb.log({f"step/{key}": value for key, value in values.items()} | position)
+            values_of_step = {f"step/{key}": value for key, value in values.items()}
+            self.wandb.write(values_of_step, epoch + progress.done / self.samples_per_epoch)
         return (
             f"loss {values['loss']:.3f}  lr {values['lr']:.2e}  "
             f"{values['images_per_second']:.0f} images/s  "
@@ -76,9 +78,7 @@ class RunLog:
         self._write_metrics()
         history, epochs = self.state.history, self.config.all_epochs
         record = history[-1]
-        self.epochs.write(_scalars(record), record["epoch"])
-        if self.wandb:
-            self.wandb.log(_scalars(record) | {"epoch": record["epoch"]})
+        self.points(_scalars(record))
         left = (epochs - len(history)) * record["seconds"]
         print(
             f"epoch {record['epoch']} [{len(history)}/{epochs}]  "
@@ -94,12 +94,21 @@ class RunLog:
         if record["damaged_samples"]:
             print(f"{record['damaged_samples']} samples could not be read and were left out")
 
+    def points(self, values: Mapping[str, float]) -> None:
+        """Write down what was measured behind the epoch just finished."""
+        epoch = self.state.history[-1]["epoch"]
+        self.epochs.write(values, epoch)
+        if self.wandb:
+            self.wandb.write(values, epoch + 1)  # epochs behind us
+
+    def close(self) -> None:
+        """Let go of what is open, however the run ended."""
+        for curves in (self.epochs, self.steps, self.wandb):
+            if curves:
+                curves.close()
+
     def end(self) -> None:
         """Report the two accuracies of a run, each by its name."""
-        self.epochs.close()
-        self.steps.close()
-        if self.wandb:
-            self.wandb.finish()
         history, best, metric = self.state.history, self.state.best, self.state.metric
         if metric not in history[-1]:  # no epoch was left for a run told to choose by another one
             return
@@ -121,37 +130,84 @@ class RunLog:
         write_text(self.folder / "metrics.jsonl", lines)
 
 
-class TensorBoard:
-    """Curves in a folder. Where they cannot be written it says so once, and training goes on.
+class Curves:
+    """Points somewhere. Where they cannot be written it says so once, and training goes on.
 
     Args:
-        folder: Of the event files.
-        purge_step: Points from this step on, of an earlier sitting, are withdrawn.
+        name: For people.
+        start: Gives what they are written to.
     """
 
+    failures: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, name: object, start: Callable[[], Any]) -> None:
+        self.name = name
+        self.writer = None
+        self.writer = self._try(start)
+
+    def _try(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return action(*arguments)
+        except self.failures as error:  # of a thread, with a later call
+            print(f"{self.name}: {first_sentence(error)}; no more curves there", file=sys.stderr)
+            self.writer = None
+
+
+class TensorBoard(Curves):
+    """Event files in a folder, without the points from `purge_step` on of an earlier sitting."""
+
     def __init__(self, folder: Path, purge_step: int) -> None:
-        self.folder = folder
-        self.writer: SummaryWriter | None = None
-        self._try(lambda: setattr(self, "writer", SummaryWriter(folder, purge_step=purge_step)))
+        super().__init__(folder, lambda: SummaryWriter(folder, purge_step=purge_step))
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Add a point to each of these curves."""
-        writer = self.writer
-        if writer is not None:
-            self._try(lambda: [writer.add_scalar(*item, step) for item in values.items()])
-            self._try(writer.flush)
+        if self.writer is not None:
+            self._try(self._add, values, step)
+
+    def _add(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
 
     def close(self) -> None:
         if self.writer is not None:
             self._try(self.writer.close)
 
-    def _try(self, action) -> None:
-        try:
-            action()
-        except OSError as error:  # of a thread of TensorBoard's, with a later call
-            self.writer = None
-            reason = first_sentence(error)
-            print(f"{self.folder}: {reason}; no more curves in TensorBoard", file=sys.stderr)
+
+class WeightsAndBiases(Curves):
+    """The same run there when a run goes on: its id stays in the folder."""
+
+    failures = (Exception,)  # no network, no log-in: whatever its client raises
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        super().__init__("Weights & Biases", lambda: self._start(folder, config))
+
+    @staticmethod
+    def _start(folder: Path, config: Config) -> Any:
+        import wandb
+
+        remembered = folder / "wandb_id"
+        if not remembered.exists():
+            write_text(remembered, uuid.uuid4().hex)
+        run = wandb.init(
+            project="qkformer",
+            name=folder.name,
+            id=remembered.read_text(),
+            resume="allow",
+            dir=folder,
+            config=asdict(config),
+        )
+        run.define_metric("*", step_metric="epoch")
+        return run
+
+    def write(self, values: Mapping[str, float], epochs: float) -> None:
+        """Add a point to each of these curves, at so many epochs."""
+        if self.writer is not None:
+            self._try(self.writer.log, {**values, "epoch": epochs})
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self._try(self.writer.finish)
 
 
 def check_packages(config: LogConfig) -> None:
@@ -162,25 +218,6 @@ def check_packages(config: LogConfig) -> None:
     """
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise ConfigError("log.wandb: the package is not installed; pip install wandb")
-
-
-def start_wandb(folder: Path, config: Config):
-    """A run of Weights & Biases; the same one where a run goes on."""
-    import wandb
-
-    remembered = folder / "wandb_id"
-    if not remembered.exists():
-        write_text(remembered, uuid.uuid4().hex)
-    run = wandb.init(
-        project="qkformer",
-        name=folder.name,
-        id=remembered.read_text(),
-        resume="allow",
-        dir=folder,
-        config=asdict(config),
-    )
-    run.define_metric("*", step_metric="epoch")
-    return run
 
 
 def introduction(config: Config, data: Data, learner: Learner, world: World) -> list[str]:

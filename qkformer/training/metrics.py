@@ -68,13 +68,13 @@ class EpochMetrics:
 
     def start_clock(self) -> None:
         """From here on, time counts."""
-        self._last_look = time.monotonic()
+        self._last_look = time.perf_counter()
 
     def next_of(self, batches: Iterator) -> Any:
         """The next batch, the time spent waiting for it being counted."""
-        start = time.monotonic()
+        start = time.perf_counter()
         batch = next(batches)
-        self.waited += time.monotonic() - start
+        self.waited += time.perf_counter() - start
         return batch
 
     def add_batch(self, loss: Tensor, correct: Tensor, seen: int, damaged: int) -> None:
@@ -118,7 +118,7 @@ class EpochMetrics:
             else:
                 self.skipped += 1
         self._steps = []
-        now = time.monotonic()
+        now = time.perf_counter()
         self.seconds, self._last_look = self.seconds + now - self._last_look, now
 
     @staticmethod

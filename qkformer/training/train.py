@@ -114,7 +114,7 @@ def run_training(
         try:
             world.first(lambda: take_folder(options.output, lock))
             run = set_up(config, options, device, world)
-            train(run, options.output, stop or StopRequest())
+            train_epochs(run, options.output, stop or StopRequest())
             return run.state
         finally:
             lock.release()
@@ -160,7 +160,7 @@ def set_up(config: Config, options: TrainOptions, device: torch.device, world: W
     return Run(config, world, data, batches, tests, learner, schedule, state)
 
 
-def train(run: Run, folder: Path, stop: StopRequest) -> None:
+def train_epochs(run: Run, folder: Path, stop: StopRequest) -> None:
     """Epoch after epoch: train, test, save, and say so."""
     config, world, state = run.config, run.world, run.state
     stop.remember()  # from here on there is something to save
@@ -176,13 +176,16 @@ def train(run: Run, folder: Path, stop: StopRequest) -> None:
             run.checkpoints.save_epoch()
             if run.log:
                 run.log.epoch()
+        if config.log.energy:
+            measure_energy(run, folder)
+        if run.log:
+            run.log.end()
     except TrainingError as error:
         write_failure(folder, error, run.learner, run.batches.batch_sampler, world)
         raise
-    if config.log.energy:
-        measure_energy(run, folder)
-    if run.log:
-        run.log.end()
+    finally:
+        if run.log:
+            run.log.close()
 
 
 def train_one_epoch(run: Run, epoch: int, most_steps: int | None = None) -> None:
@@ -207,8 +210,7 @@ def train_one_epoch(run: Run, epoch: int, most_steps: int | None = None) -> None
     progress.start_clock()
     with Progress(steps, f"epoch {epoch}", start=first, quiet=not run.world.is_main) as bar:
         for step in range(first + 1, last + 1):
-            done = progress.done // sampler.together / (sampler.size // sampler.together)
-            rate = run.learning_rate(epoch + done)
+            rate = run.learning_rate(epoch + sampler.fraction(progress.done))
             for part in range(1, sampler.accumulation + 1):
                 batch = progress.next_of(batches)
                 samples = batch.samples.to(device, non_blocking=True)  # [B, C, H, W], events have T
@@ -288,7 +290,7 @@ def measure_energy(run: Run, folder: Path) -> None:
         parameters=count_parameters(learner.model),
     )
     if run.log:
-        run.log.epochs.write(scalars, config.all_epochs - 1)
+        run.log.points(scalars)
 
 
 def dry_run(run: Run) -> None:

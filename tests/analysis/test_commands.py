@@ -16,7 +16,7 @@ from qkformer.analysis.__main__ import COMMANDS, main
 from qkformer.analysis.published import beside, published
 from qkformer.data.registry import DATASETS
 from qkformer.data.source import EventData, ImageData
-from qkformer.training.cli import parse_train
+from qkformer.training.command_line import parse_train
 
 CONFIG = """
 epochs: 4

@@ -53,7 +53,7 @@ for threads in (1, 2):
 def test_gradients_of_weights_of_few_channels_are_right(whose, instructions):
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
     command = [sys.executable, "-c", GRADIENTS, whose]
-    patience = 300 if whose == "ours" else 30  # with the fault it may hang
+    patience = 300 if whose == "ours" else 120  # with the fault it may hang
     subprocess.run(command, env=environment, check=True, timeout=patience)
 
 

@@ -148,7 +148,7 @@ def test_steps_are_told_of_as_means_since_the_last_time(tmp_path):
     told.steps.close()
     shown = scalars(tmp_path / "tensorboard/steps")
     assert shown.keys() == {"loss", "lr", "images_per_second", "data_wait"}
-    assert shown["loss"] == {14: 2.0, 18: 1.0, 24: 0.5}  # 10 steps an epoch
+    assert shown["loss"] == {140: 2.0, 180: 1.0, 240: 0.5}  # over samples, 100 an epoch
     assert not run_log(tmp_path, [], log__every=0).due(50)
 
 
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_ends_the_curves_and_not_the_run(tmp_path, capsys, 
     monkeypatch.setattr(log.SummaryWriter, "flush", full)
     told.epoch()
     told.epoch()
-    reason = "No space left on device; no more curves in TensorBoard"
+    reason = "No space left on device; no more curves there"
     assert capsys.readouterr().err == f"{tmp_path}/tensorboard: {reason}\n"
     assert written(tmp_path) == [record(0)]
 
@@ -186,9 +186,24 @@ def test_weights_and_biases_get_what_tensorboard_gets_and_the_same_run_again(tmp
         told.state.history = [record(0)]
         told.epoch()
     assert points[0]["step/loss"] == 2.0 and points[0]["epoch"] == 0.4
-    assert points[1]["test_acc1"] == 0.5 and points[1]["epoch"] == 0
+    assert points[1]["test_acc1"] == 0.5 and points[1]["epoch"] == 1
     assert started[0]["id"] == started[1]["id"]
     assert started[0]["config"]["epochs"] == told.config.epochs
+
+
+def test_weights_and_biases_that_cannot_be_reached_end_nothing(tmp_path, monkeypatch, capsys):
+    def unreachable(**_):
+        raise ConnectionError("no network. Try again")
+
+    module = ModuleType("wandb")
+    module.init = unreachable
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    told = run_log(tmp_path, [], log__wandb="true")
+    told.state.history = [record(0)]
+    told.epoch()
+    told.close()
+    assert capsys.readouterr().err == "Weights & Biases: no network; no more curves there\n"
+    assert written(tmp_path) == [record(0)]
 
 
 def test_a_package_that_is_missing_is_named_before_anything_begins(monkeypatch):

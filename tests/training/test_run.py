@@ -356,6 +356,16 @@ def test_a_path_goes_on_elsewhere_with_a_changed_configuration(tmp_path, config,
     assert {name: file_md5(tmp_path / "old" / name) for name in before} == before
 
 
+def test_the_best_weights_are_those_of_the_epoch_that_is_called_the_best(tmp_path, config, capsys):
+    """Also where a run goes back to an epoch before its best one."""
+    output = tmp_path / "run"
+    train(config, output, "--checkpoint.every", "1")
+    save_checkpoint(read_checkpoint(output / "best.pth") | {"epoch": 3}, output / "best.pth")
+    train(config, output, "--epochs", "2", "--resume", str(output / "epoch-0001.pth"))
+    best = read_checkpoint(output / "best.pth")["epoch"]
+    assert f"best epoch ({best})" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_a_path_does_not_overwrite_another_run(tmp_path, config, capsys):
     for name in ("one", "other"):
         train(config, tmp_path / name, "--epochs", "1")

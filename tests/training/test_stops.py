@@ -252,7 +252,7 @@ def test_the_preparation_of_events_stops_again_and_again_and_goes_on(tmp_path, c
         arguments = (tmp_path, f"0:rename:{files}:{name}")
         process = get_context("fork").Process(target=asked_to_stop, args=arguments)
         process.start()
-        process.join()
+        process.join(240)
         assert process.exitcode == 75
         said = capfd.readouterr().err
         assert said == f"stopped by {name} before training began: the same command goes on\n"
