@@ -117,6 +117,7 @@ def test_another_architecture_is_refused_and_the_right_one_named(model, fits, tm
     assert equal(model.state_dict(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_every_published_file_is_recognised(case):
     name, options = PUBLISHED[case]
