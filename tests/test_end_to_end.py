@@ -34,7 +34,7 @@ IMAGENET = {
 }
 CIFAR = {
     "model.args": "{embed_dim: 32, num_heads: 2}",
-    "model.T": 2,
+    "model.T": 1,
     "augmentation.mixup_off_epoch": 1,
 }
 EVENTS = {**CIFAR, "model.args": "{embed_dim: 32, num_heads: 2, depths: [1, 1]}", "model.T": 3}

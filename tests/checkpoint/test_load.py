@@ -130,6 +130,7 @@ def test_another_architecture_is_refused_and_the_right_one_named(model, fits, tm
     assert equal(model.state_dict(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in PUBLISHED if "stsa" not in case])  # T = 4
 def test_every_published_file_is_recognised(case):
     name, options = PUBLISHED[case]
