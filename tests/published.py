@@ -72,19 +72,6 @@ PUBLISHED = {
     "qcfs_resnet18__cifar10": ("qcfs_resnet18", {}),
     "mst_swin_t__imagenet": ("mst_swin_t", {}),
 }
-# One size of each family proves what the others do.
-SLOW = {
-    "spikingformer_8_512__imagenet",
-    "spikingformer_8_768__imagenet",
-    "cml_spikingformer_8_768__imagenet",
-    "sdt_8_512__imagenet",
-    "sdt_8_768__imagenet",
-    "metaspikformer_8_512__imagenet",
-    "espikeformer_m__imagenet",
-    "espikeformer_l__imagenet",
-    "espikeformer_12_768__imagenet",
-    "sew_resnet152__imagenet",
-}
 
 
 def published_shapes(case: str) -> dict[str, list[int]]:

@@ -13,6 +13,8 @@ import torch
 from qkformer.layers import ConvBNNeuron
 from qkformer.neurons import LIF
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = "--size 32 --model_args '{embed_dim: 128, num_heads: 2, depths: [1, 1, 1]}' --no_memory"
 ARGUMENTS = {

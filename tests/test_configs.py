@@ -334,6 +334,7 @@ def test_a_folders_default_configuration_is_of_its_data(folder):
         assert command in text
 
 
+@pytest.mark.slow
 def test_a_folders_command_starts_with_its_default_configuration():
     argv = [sys.executable, str(ROOT / "cifar10-dvs" / "train.py"), "--print_config"]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd="/")
@@ -390,6 +391,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", STEPS.values(), ids=lambda file: file.stem)
 def test_two_steps_of_training_reach_every_weight(file, monkeypatch, tmp_path):
     monkeypatch.setitem(NEURONS, "lif", Eager)
@@ -419,6 +421,7 @@ def test_runs_on_larger_images_start_from_the_weights_of_the_published_size():
         assert replace(config.model, weights=None) == first.model
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_begins_with_them(monkeypatch, tmp_path, capsys):
     weights, output = tmp_path / "weights.pth", tmp_path / "run"
     config = cheap(FROM_WEIGHTS[0], monkeypatch, weights=str(weights))

@@ -15,6 +15,7 @@ def distance(spiking, model, x) -> float:
         return ((spiking(x) - model(x)).norm() / model(x).norm()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qcfs_resnet18", "mst_swin_t"])
 def test_more_steps_bring_spikes_nearer_to_their_activations(name):
     model = make_model(name, **FAMILIES[name])
@@ -29,6 +30,7 @@ def test_more_steps_bring_spikes_nearer_to_their_activations(name):
     torch.testing.assert_close(many(x)[:1], many(x[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Max", 0.9])
 def test_rate_coding_approaches_any_network_of_relus(mode):
     torch.manual_seed(0)
@@ -50,6 +52,7 @@ def test_rate_coding_approaches_any_network_of_relus(mode):
     assert torch.equal(many(x), many(x))  # no state is left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

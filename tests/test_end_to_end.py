@@ -23,6 +23,8 @@ from image_files import write_cifar10, write_cifar100, write_imagenet
 import qkformer
 from qkformer.checkpoint.io import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 # passes --local-rank=N to the script

@@ -18,6 +18,8 @@ from qkformer.data.registry import DATASETS
 from qkformer.data.source import EventData, ImageData
 from qkformer.training.command_line import parse_train
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 epochs: 4
 model: {name: %s, T: 2, args: {embed_dim: 16, num_heads: 2}}

@@ -42,6 +42,7 @@ def assert_meets(got, golden, where=""):
         assert got == golden, where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["cifar10_hst_4_384", "cifar10dvs_hst_2_256", "imagenet_hst_10_384"]
 )
@@ -133,6 +134,7 @@ def inputs(name, samples=3):
     return torch.randn(samples, 3, 32, 32, dtype=torch.float64, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_counts_are_those_of_convolutions_with_ones_in_one_batch_or_two(name):
     model = make_model(name, **MODELS[name])
@@ -207,6 +209,7 @@ def test_the_model_is_left_as_it_was(fails):
         assert torch.equal(model.eval()(x), before)
 
 
+@pytest.mark.slow
 def test_measuring_costs_at_most_twice_a_forward_pass():
     model = make_model("qkformer_4_384", embed_dim=64, num_heads=4).float()
     x = inputs("qkformer_4_384", 4).float()

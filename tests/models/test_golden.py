@@ -11,7 +11,7 @@ import published
 import pytest
 import torch
 import torch.nn.functional as F
-from published import PUBLISHED, SLOW, published_input, published_model, published_state
+from published import PUBLISHED, published_input, published_model, published_state
 
 import qkformer
 from qkformer.checkpoint.released import released_names
@@ -20,11 +20,10 @@ from qkformer.neurons import SFA, SpikingNeuron
 
 QKFORMER = [case for case in PUBLISHED if "_hst_" in case]
 CONVERTED = ["qcfs_resnet18__cifar10", "mst_swin_t__imagenet"]
-CASES = [(case, mode) for case in QKFORMER for mode in ("original", "fixed")]
-CASES += [
-    pytest.param(case, "fixed", marks=[pytest.mark.slow] if case in SLOW else [])
+CASES = [
+    pytest.param(case, mode, marks=[pytest.mark.slow] if "imagenet" in case else [])
     for case in PUBLISHED
-    if case not in QKFORMER
+    for mode in (("original", "fixed") if case in QKFORMER else ("fixed",))
 ]
 
 

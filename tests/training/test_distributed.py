@@ -41,6 +41,7 @@ def two(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pth") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["per replica", "accumulated", "joint batch", "averaged"])
 def test_two_processes_train_as_one_on_their_joint_batch(one, two, case):
     """BatchNorm normalises every batch of a process by itself, as one does that accumulates.
@@ -57,6 +58,7 @@ def test_two_processes_train_as_one_on_their_joint_batch(one, two, case):
     assert not one[case]["dead"]
 
 
+@pytest.mark.slow
 def test_processes_average_the_same_weights_from_the_start_on(one, two):
     """Although each began with weights of its own, before the main one shared its."""
     first, second = (process["averaged"]["averaged"] for process in two)
@@ -70,6 +72,7 @@ def test_processes_average_the_same_weights_from_the_start_on(one, two):
     assert not all(map(torch.equal, first[""].values(), first["ema_"].values()))
 
 
+@pytest.mark.slow
 def test_compiled_processes_train_as_those_that_are_not(two):
     for process in two:
         plain, compiled = process["plain"], process["compiled"]
@@ -81,11 +84,13 @@ def test_compiled_processes_train_as_those_that_are_not(two):
         assert process["compiled parts"] > 1  # of the graph: each exchanged while others compute
 
 
+@pytest.mark.slow
 def test_gradients_are_exchanged_once_a_step_however_many_batches_it_has(two):
     # two epochs of 24 images, 8 for every step
     assert [process["accumulated"]["exchanges"] for process in two] == [6, 6]
 
 
+@pytest.mark.slow
 def test_processes_stay_equal_in_weights_and_keep_their_own_statistics(two):
     first, second = (process["per replica"] for process in two)
     for name, value in first["parameters"].items():
@@ -95,6 +100,7 @@ def test_processes_stay_equal_in_weights_and_keep_their_own_statistics(two):
     assert not torch.equal(first["buffers"][running], second["buffers"][running])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["testing", "testing original"])
 def test_testing_is_exact_for_any_number_of_processes(one, two, case):
     for size, expected in one[case].items():
@@ -105,6 +111,7 @@ def test_testing_is_exact_for_any_number_of_processes(one, two, case):
             assert found["loss"] == pytest.approx(expected["loss"], rel=1e-14)
 
 
+@pytest.mark.slow
 def test_processes_agree(two):
     for process in two:
         assert process["largest"] == [1, 0]

@@ -593,6 +593,7 @@ def test_ways_to_compute_train_too(tmp_path, config, option):
     assert metrics(tmp_path / "run")[0]["train_loss"] < 1.3
 
 
+@pytest.mark.slow
 def test_compiled_models_train_too(tmp_path, config, monkeypatch):
     real = torch.nn.Module.compile
     # Inductor takes a minute; what matters here is what is called, and that keys stay
@@ -676,11 +677,13 @@ assert few.records(few.Path("run"))[0]["memory_mib"] is None
 """
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_modules_and_signals_that_windows_lacks(tmp_path):
     command = [sys.executable, "-c", WINDOWS, str(ROOT / "tests")]
     subprocess.run(command, cwd=tmp_path, env=ONE_THREAD, check=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_doors_keep_pytorchs_idle_threads_from_spinning_for_long(tmp_path):
     environment = {**ONE_THREAD, "OMP_DISPLAY_ENV": "VERBOSE"}
     environment.pop("GOMP_SPINCOUNT", None)
@@ -688,6 +691,7 @@ def test_the_doors_keep_pytorchs_idle_threads_from_spinning_for_long(tmp_path):
     assert "GOMP_SPINCOUNT = '10000'" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_runs_end_to_end_from_any_folder(tmp_path):
     tiny = ["--model.args.embed_dim=16", "--model.T=1", "--data.image_size=8"]
     shared = ["--config", str(ROOT / "configs/demo_digits.yml"), *tiny, "--device", "cpu"]

@@ -23,6 +23,8 @@ from qkformer.data.source import DataConfig
 from qkformer.training import main
 from qkformer.training.distributed import STOPPING, Stopped, StopRequest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(stopped_run.__file__)
 # everything that has a state: workers, augmentation, mixup, erasing, accumulation, averaging
 CONFIG = """

@@ -11,6 +11,8 @@ from host_kernels import FLAGS, KERNELS, SHIM, needs_gpp
 from qkformer.neurons.cuda import loader
 from qkformer.neurons.cuda.loader import Variant
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = [
     Variant("dense", torch.float32, "IF", 1, 4),
     Variant("dense", torch.float16, "LIF", 4, 4),
