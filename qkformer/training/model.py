@@ -98,7 +98,7 @@ def _outline(config: Config) -> SpikingNetwork:
 
 def _printed(model: SpikingNetwork) -> str:
     """What the layers compute, as they print it; whether by an argument or its default."""
-    return str(model).replace(f"ssa={getattr(model, 'ssa', None)}", "ssa")
+    return str(getattr(model, "stages", model)).replace(f"ssa={getattr(model, 'ssa', None)}", "ssa")
 
 
 def _create(config: Config, **options: Any) -> SpikingNetwork:

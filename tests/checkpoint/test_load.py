@@ -77,6 +77,7 @@ def test_layouts(layout, published, tmp_path):
     assert report.published == published
 
 
+@pytest.mark.slow
 def test_models_of_timm_load_files_of_their_own_names(tmp_path):
     source, model = (qkformer.create_model("deit_tiny_patch16_224", depth=1) for _ in range(2))
     torch.save({"model": source.state_dict(), "epoch": 3}, tmp_path / "a.pth")
@@ -97,6 +98,7 @@ def test_safetensors(tmp_path):
     assert report.state_dict_key is None and report.epoch is None and report.accuracy is None
 
 
+@pytest.mark.slow
 def test_layers_outside_the_published_forward_are_dropped_by_name(tmp_path):
     state = published_state("spikformer__cifar10dvs")
     torch.save({"model": state}, tmp_path / "a.pth")
@@ -109,6 +111,7 @@ def test_layers_outside_the_published_forward_are_dropped_by_name(tmp_path):
         load_checkpoint(qkformer.create_model("spikformer_2_256"), tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "fits"),
     [
@@ -143,6 +146,7 @@ def test_every_published_file_is_recognised(case):
     assert {call.split("'")[1] for call in fitting} <= twins
 
 
+@pytest.mark.slow
 def test_a_file_that_fits_nothing(tmp_path):
     torch.save({"fc.weight": torch.ones(3, 2)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"no registered model .* fits"):
@@ -151,6 +155,7 @@ def test_a_file_that_fits_nothing(tmp_path):
         load_checkpoint(dvs_model(), tmp_path / "a.pth", strict=False)
 
 
+@pytest.mark.slow
 def test_the_head_of_another_class_count(tmp_path):
     torch.save({"model": published_state(DVS)}, tmp_path / "a.pth")
     for num_classes in (10, 0):
@@ -232,6 +237,7 @@ def test_a_file_without_a_state_dict(tmp_path):
         load_checkpoint(dvs_model(), tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -253,6 +259,7 @@ def test_odd_files_are_refused_and_the_model_is_unchanged(content, tmp_path):
     assert equal(model.state_dict(), before)
 
 
+@pytest.mark.slow
 def test_weights_of_another_kind_of_number_do_not_fit(tmp_path):
     state = published_state(DVS)
     for value in (state["head.weight"].to(torch.int8), state["head.weight"].to(torch.complex64)):

@@ -96,6 +96,7 @@ def check_training_step(model, x, golden) -> None:
             assert_close(buffers[key].sum().item(), expected, 1e-9)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", [*CONVERTED, "stsa__dvs128gesture"])
 def test_logits_of_every_time_step(case):
@@ -152,6 +153,7 @@ def assert_close(got, expected, relative: float) -> None:
     np.testing.assert_allclose(got, expected, rtol=relative, atol=relative * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["original", "fixed"])
 @pytest.mark.parametrize(
     ("case", "seed", "B", "T", "size"),

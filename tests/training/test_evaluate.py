@@ -77,6 +77,7 @@ def refused(config, path, *options, capsys):
 # ------------------------------------------------------------------ refused before data are there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -98,6 +99,7 @@ def test_another_model_than_trained_is_refused_before_data_are_loaded(
     assert not loaded
 
 
+@pytest.mark.slow
 def test_a_head_of_other_classes_is_refused_when_they_are_known(config, capsys, loaded):
     error = refused(config, write(config, num_classes=5), capsys=capsys)
     assert "only the head differs" in error

@@ -151,6 +151,7 @@ def uninterrupted(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [[0], [2], [1, 2, 3]], ids=str)
 def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
     tmp_path, config, monkeypatch, uninterrupted, epochs
@@ -166,6 +167,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
     assert_same_run(output, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", ["save_checkpoint", "write_best", "write_text", "epoch"])
 def test_a_run_killed_between_its_files_ends_the_same_too(
     tmp_path, config, monkeypatch, uninterrupted, kill

@@ -1,11 +1,18 @@
 """The kernels on the CPU, for all tests of this folder that ask for ``host``."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from host_kernels import HostLauncher
 
 from qkformer.neurons.cuda import loader
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # of all folders
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)  # built by g++ first
 
 
 @pytest.fixture(scope="session")

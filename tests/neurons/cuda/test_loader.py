@@ -165,7 +165,7 @@ def test_launches_on_pytorchs_stream_and_device_and_compiles_once(machine, monke
     compiled = [value for what, value in cupy.log if what == "compile"]
     (options,) = compiled
     assert " ".join(options) == (
-        "-std=c++17 -DDTYPE=FLOAT16 -DKIND=LIF -DSTEPS=4 -DVEC=2 -DBLOCK=256"
+        "-std=c++17 -DDTYPE=FLOAT16 -DKIND=LIF -DSTEPS=4 -DVEC=2 -DBLOCK=256 -DSURROGATE=SIGMOID"
     )
     around = [(what, value) for what, value in cupy.log if what not in ("compile", "forward")]
     once = [("enter device", 1), ("enter stream", (77, 1))]
