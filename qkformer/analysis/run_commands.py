@@ -27,6 +27,7 @@ from qkformer.analysis.published import beside
 from qkformer.analysis.source import Source, opened
 from qkformer.analysis.theory import statistics
 from qkformer.files import write_text
+from qkformer.training.model import count_parameters
 
 EPILOG = "All other options are test.py's: --config FILE --checkpoint PATH --output DIR --KEY VALUE"
 
@@ -67,7 +68,7 @@ def energy(argv: Sequence[str]) -> None:
         facts = {
             "data": source.config.data.name,
             "ssa": source.model.ssa,
-            "parameters": sum(p.numel() for p in source.model.parameters()),
+            "parameters": count_parameters(source.model),
             "checkpoint": str(source.checkpoint),
             "published": beside(measured),
         }

@@ -3,17 +3,15 @@
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from qkformer.checkpoint.load import load_checkpoint
-from qkformer.data.augmentation import AugmentationConfig
-from qkformer.data.loaders import evaluation_loader, read
-from qkformer.data.registry import Data, load_data
+from qkformer.data.loaders import read
+from qkformer.data.registry import Data
 from qkformer.data.source import DataError
 from qkformer.files import FileError
 from qkformer.models import SpikingNetwork
@@ -22,7 +20,7 @@ from qkformer.training.command_line import parse_test
 from qkformer.training.config import Config, ConfigError
 from qkformer.training.distributed import World, announced, joined
 from qkformer.training.environment import choose_device
-from qkformer.training.model import check_model, create_model
+from qkformer.training.evaluate import check_tested, load_tested, load_tests, tested_configs
 
 ERRORS = (ConfigError, DataError, FileError)  # whose message is one line
 
@@ -83,30 +81,20 @@ def opened(argv: Sequence[str]) -> Iterator[Source]:
     config, options = parse_test(_config_beside(argv), argv)
     if options.ssa == "both":
         raise ConfigError("--ssa both: is for test.py; choose one")
-    if options.ssa is not None:
-        config = replace(config, model=replace(config.model, ssa=options.ssa))
+    (config,) = tested_configs(config, options.ssa)
     alone = announced()
     device = choose_device(options.device, alone)
     with joined(alone, device) as world:
-        asked = {"ssa": options.ssa, "T": options.time_steps}
-        on_purpose = [key for key, value in asked.items() if value is not None]
-        use_ema = options.weights == "ema"
-        world.say(*check_model(config, options.checkpoint, use_ema=use_ema, on_purpose=on_purpose))
-        data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
-        world.wait_for_data()
-        loader = evaluation_loader(
-            data.test, config.data, device, rank=world.rank, world_size=world.size
-        )
-        model = create_model(config, data)
-        load_checkpoint(model, options.checkpoint, use_ema=use_ema)
-        data = replace(data, prepare=data.prepare.to(device))
+        world.say(*check_tested([config], options))
+        data, loader = load_tests(config, device, world)
+        model, _ = load_tested(config, options, data, device)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in read(loader, config.data.on_damaged):
                 yield data.prepare(batch.samples.to(device)), batch.targets
 
         yield Source(
-            model.to(device).eval(),
+            model.eval(),
             config,
             data,
             options.checkpoint,

@@ -32,6 +32,8 @@ class SpikingNetwork(nn.Module):
         ValueError: an argument has no such value; in forward: an input of another shape.
     """
 
+    ssa: str | None = None  # "fixed" or "original", where there is spiking self-attention
+
     def __init__(
         self,
         stages: Iterable[SpikingStage],

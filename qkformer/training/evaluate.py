@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from qkformer.checkpoint.load import load_checkpoint
+from qkformer.checkpoint.load import LoadReport, load_checkpoint
 from qkformer.console import Progress
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.loaders import evaluation_loader, read
@@ -125,19 +125,15 @@ def run_test(config: Config, options: TestOptions) -> dict[str, Any]:
     """
     alone = announced()
     device = choose_device(options.device, alone)
-    compute = replace(config.compute, sync_batchnorm=False)  # statistics are fixed in testing
-    check_compute(compute, device)
+    check_compute(config.compute, device)
     if not options.checkpoint.exists():  # before its folder is created as the default output
         raise ConfigError(f"--checkpoint {options.checkpoint}: no such file")
     with joined(alone, device) as world:
         world.first(lambda: _make_folder(options.output))
-        configs = _configs(config, options.ssa)
-        world.say(options.source, *_check(configs, options))
+        configs = tested_configs(config, options.ssa)
+        world.say(options.source, *check_tested(configs, options))
         world.say(*precision_remarks(config.compute.precision, device))
-        data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
-        world.wait_for_data()
-        place = {"rank": world.rank, "world_size": world.size}
-        loader = evaluation_loader(data.test, config.data, device, **place)
+        data, loader = load_tests(config, device, world)
         results = [_test(each, options, data, loader, device, world) for each in configs]
         latest = {each["ssa"]: each for each in results} if len(results) > 1 else results[0]
         world.first(lambda: _write(results, latest, options.output))
@@ -157,7 +153,7 @@ def _write(results: list[dict[str, Any]], latest: dict[str, Any], folder: Path) 
     write_text(folder / "results.json", json.dumps(latest, indent=2) + "\n")
 
 
-def _configs(config: Config, ssa: str | None) -> list[Config]:
+def tested_configs(config: Config, ssa: str | None) -> list[Config]:
     """What to test one after the other: the configuration with the attention asked for, or both."""
     if ssa is None:
         return [config]
@@ -165,8 +161,12 @@ def _configs(config: Config, ssa: str | None) -> list[Config]:
     return [replace(config, model=replace(config.model, ssa=mode)) for mode in modes]
 
 
-def _check(configs: list[Config], options: TestOptions) -> list[str]:
-    """What is worth saying of the checkpoint before the data are looked for, if not refused."""
+def check_tested(configs: list[Config], options: TestOptions) -> list[str]:
+    """What is worth saying of the checkpoint before the data are looked for.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`qkformer.training.model.check_model`.
+    """
     asked = {"ssa": options.ssa, "T": options.time_steps}
     on_purpose = [key for key, value in asked.items() if value is not None]
     first, *others = configs
@@ -177,6 +177,24 @@ def _check(configs: list[Config], options: TestOptions) -> list[str]:
     return lines
 
 
+def load_tests(config: Config, device: torch.device, world: World) -> tuple[Data, DataLoader]:
+    """The data, their `prepare` on the device, and this process's share of the test batches."""
+    data = load_data(config.data, AugmentationConfig(), config.model.T, training=False)
+    world.wait_for_data()
+    place = {"rank": world.rank, "world_size": world.size}
+    data.prepare.to(device)
+    return data, evaluation_loader(data.test, config.data, device, **place)
+
+
+def load_tested(
+    config: Config, options: TestOptions, data: Data, device: torch.device
+) -> tuple[SpikingNetwork, LoadReport]:
+    """The model with the checkpoint's weights, on the device, and what was loaded."""
+    model = create_model(config, data)
+    report = load_checkpoint(model, options.checkpoint, use_ema=options.weights == "ema")
+    return prepare_model(model, config.compute, device), report
+
+
 def _test(
     config: Config,
     options: TestOptions,
@@ -185,15 +203,13 @@ def _test(
     device: torch.device,
     world: World,
 ) -> dict[str, Any]:
-    model = create_model(config, data)
-    report = load_checkpoint(model, options.checkpoint, use_ema=options.weights == "ema")
-    model = prepare_model(model, config.compute, device)
+    model, report = load_tested(config, options, data, device)
     if config.compute.compile:
         model.compile()
     tested = evaluate(
         model,
         loader,
-        prepare=data.prepare.to(device),
+        prepare=data.prepare,
         device=device,
         precision=config.compute.precision,
         on_damaged=config.data.on_damaged,
@@ -241,7 +257,7 @@ def _facts(config: Config, data: Data, model: SpikingNetwork) -> dict[str, Any]:
         "arguments": config.model.arguments(),
         "parameters": count_parameters(model),
         "T": model.T,
-        "ssa": getattr(model, "ssa", None),
+        "ssa": model.ssa,
         "input_size": [data.in_chans, config.data.image_size, config.data.image_size],
         "batch_size": config.data.evaluation_batch_size,
     }

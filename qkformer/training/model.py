@@ -86,7 +86,7 @@ def check_model(
         f"model.{key}: {getattr(model, key)}, but {checkpoint} was trained with "
         f"{getattr(trained, key)}"
         for key in ("T", "ssa")
-        if getattr(model, key, None) != getattr(trained, key, None) and key not in on_purpose
+        if getattr(model, key) != getattr(trained, key) and key not in on_purpose
     ]
 
 
@@ -98,7 +98,7 @@ def _outline(config: Config) -> SpikingNetwork:
 
 def _printed(model: SpikingNetwork) -> str:
     """What the layers compute, as they print it; whether by an argument or its default."""
-    return str(getattr(model, "stages", model)).replace(f"ssa={getattr(model, 'ssa', None)}", "ssa")
+    return str(model.stages).replace(f"ssa={model.ssa}", "ssa")
 
 
 def _create(config: Config, **options: Any) -> SpikingNetwork:

@@ -113,7 +113,8 @@ def test_time_steps_and_attention_are_those_of_the_training_or_it_is_said(config
     results = run_test(config, path)
     assert (results["T"], results["ssa"]) == (2, "original")
     out = capsys.readouterr().out
-    assert f"configuration: the one recorded in {path}\n" in out and "model." not in out
+    assert f"configuration: the one recorded in {path}\n" in out
+    assert "model.T" not in out and "model.ssa" not in out  # the command, too, is printed
     given = ("--config", str(config))
     results = run_test(config, path, *given)
     assert (results["T"], results["ssa"]) == (1, "fixed")  # as configured
