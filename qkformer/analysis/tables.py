@@ -41,6 +41,13 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def markdown(rows: Rows) -> str:
+    """The same as a table of Markdown, cells as they are."""
+    names = columns(rows)
+    cells = ([str(row.get(name, "")) for name in names] for row in rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *cells))
+
+
 def as_csv(rows: Rows) -> str:
     """The same with all digits."""
     out = io.StringIO()

@@ -62,7 +62,7 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in [other.resolve() for other in above]:
         raise ConfigError(f"{' -> '.join(map(str, [*above, path]))}: no file can be its own base")
     with naming(f"{path}, the base of {above[-1]}" if above else str(path)):
-        content = _load(path)
+        content = load_yaml(path)
         base = content.pop("base", None)
         if not isinstance(base, str | NoneType):
             raise ConfigError(f"base: expected the path of a file, got {shown(base)}")
@@ -73,7 +73,12 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return values
 
 
-def _load(path: Path) -> dict[Any, Any]:
+def load_yaml(path: Path) -> dict[Any, Any]:
+    """A YAML file of keys and values.
+
+    Raises:
+        ConfigError: it cannot be read, or has a key twice.
+    """
     try:
         with path.open(encoding="utf-8") as stream:
             content = yaml.load(stream, _Loader)

@@ -42,18 +42,18 @@ def train(default_config: Path, argv: Sequence[str] | None = None) -> None:
             failed, 75 where a signal stopped it and nothing is lost, 130 after Ctrl-C twice.
     """
     # Signals are handled to the end: once a process has ended with 75, srun sends the others one.
-    with StopRequest() as stop, _errors_in_one_line("--resume auto goes on"):
+    with StopRequest() as stop, errors_in_one_line("--resume auto goes on"):
         run_training(*parse_train(default_config, argv), stop)
 
 
 def test(default_config: Path, argv: Sequence[str] | None = None) -> None:
     """test.py: measure a checkpoint on the whole test set. Arguments and exits as for `train`."""
-    with _errors_in_one_line("nothing is written"):
+    with errors_in_one_line("nothing is written"):
         run_test(*parse_test(default_config, argv))
 
 
 @contextmanager
-def _errors_in_one_line(if_interrupted: str) -> Iterator[None]:
+def errors_in_one_line(if_interrupted: str) -> Iterator[None]:
     """Say in one line what users can put right or stop themselves, without a traceback; exit."""
     try:
         yield
