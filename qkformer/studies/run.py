@@ -1,6 +1,7 @@
 """Running a study: variant after variant, seed after seed, each a run as train.py's."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from qkformer.training.checkpointing import LAST
 from qkformer.training.command_line import TestOptions, TrainOptions
 from qkformer.training.config import Config, ConfigError, changed_keys
 from qkformer.training.config_file import build, read_config
-from qkformer.training.distributed import StopRequest
+from qkformer.training.distributed import StopRequest, announced
 from qkformer.training.evaluate import run_test, tested_configs
 from qkformer.training.metrics import TrainingError
 from qkformer.training.train import run_training
@@ -44,22 +45,27 @@ def run_study(
         TrainingError: training could not go on in some runs; the others were done first.
         Stopped: a signal asked for it; nothing is lost.
     """
+    if (world := announced()).size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise ConfigError(
+            "several processes per run need torchrun, which brings them together again run after "
+            "run; under srun give every job one task, and runs of its own by --job"
+        )
     todo = _jobs(study, seeds, only)[job[0] :: job[1]]
     output.mkdir(parents=True, exist_ok=True)
     study.save(output)
-    failed = []
+    failed, say = [], print if world.is_main else lambda _: None
     for number, (variant, seed) in enumerate(todo, start=1):
         config = variant.config(seed)
         config = replace(config, log=replace(config.log, energy=True))
         folder = output / variant.name / f"seed{config.seed}"
-        print(f"run {number} of {len(todo)}: {folder}, {variant.title}", flush=True)
+        say(f"run {number} of {len(todo)}: {folder}, {variant.title}")
         try:
             if not is_finished(folder, config):
                 run_training(config, TrainOptions(folder, device=device), stop)
             _retest(study, config, folder, device)
         except TrainingError as error:
             failed.append(str(folder))
-            print(f"{folder} failed: {error}", flush=True)
+            say(f"{folder} failed: {error}")
     if failed:
         raise TrainingError(f"{len(failed)} of {len(todo)} runs failed: {', '.join(failed)}")
 

@@ -101,24 +101,24 @@ def retest_rows(study: Study, runs: dict[str, list[Run]]) -> tables.Rows:
 # --------------------------------------------------------------------------- for people
 
 
-def _shown(row: dict[str, Any], name: str, digits: int) -> str:
+def _shown(row: dict[str, Any], name: str, form: str = ".2f") -> str:
     """ "96.53 ± 0.42" """
     if row.get(name) is None:
         return ""
-    middle, deviation = f"{row[name]:.{digits}f}", row.get(f"{name} sd")
-    return middle if deviation is None else f"{middle} ± {deviation:.{digits}f}"
+    middle, deviation = format(row[name], form), row.get(f"{name} sd")
+    return middle if deviation is None else f"{middle} ± {format(deviation, form)}"
 
 
 def overview(study: Study, found: tables.Rows) -> tables.Rows:
     """The table as a paper prints it."""
-    digits = {LAST: 2, BEST: 2, ENERGY: 5, "parameters (k)": 1, "T": 0}
+    forms = {LAST: ".2f", BEST: ".2f", ENERGY: ".3g", "parameters (k)": ".1f", "T": ".0f"}
     several = any(row["group"] for row in found)
     return [
         ({"": row["group"] or ""} if several else {})
         | {"variant": row["title"], "seeds": str(row["runs"])}
-        | {name: _shown(row, name, places) for name, places in digits.items()}
+        | {name: _shown(row, name, form) for name, form in forms.items()}
         | (
-            {f"published, {study.published} (%)": _shown(row, "published (%)", 2)}
+            {f"published, {study.published} (%)": _shown(row, "published (%)")}
             if study.published
             else {}
         )
@@ -134,7 +134,7 @@ def crossed(found: tables.Rows) -> tables.Rows:
             (row["title"], row["tested with"]),
             {"trained as": row["title"], "tested with": row["tested with"]},
         )
-        line[f"batch {row['batch size']}"] = _shown(row, "top-1 (%)", 2)
+        line[f"batch {row['batch size']}"] = _shown(row, "top-1 (%)")
     return list(table.values())
 
 

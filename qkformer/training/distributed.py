@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from types import FrameType
 from typing import Any
 
@@ -174,17 +175,22 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+_JOINS = count()
+
+
 def _store(world: World) -> dist.Store | None:
     """Where processes leave each other their addresses; None for PyTorch's own choice.
 
     torchrun keeps one store over its restarts (2.14), in which workers would find the addresses of
     those before them. TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes it begin anew, on any number of
-    nodes; of one node, the number of restarts tells the workers apart.
+    nodes; of one node, the number of restarts tells the workers apart. So does the number of times
+    that these have joined, as one run after the other does in a study.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
-    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"{restarts}/{next(_JOINS)}", store)
 
 
 def lost_process(error: RuntimeError) -> str | None:
