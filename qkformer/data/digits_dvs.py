@@ -1,17 +1,17 @@
 """scikit-learn's digits as an event camera would see them: real images, simulated events.
 
-As N-MNIST (Orchard et al., 2015) and CIFAR10-DVS (Li et al., 2017) were recorded, each image moves in
-front of a camera that is at rest: here along the three sides of a triangle, one saccade each, back
-to where it began. A pixel of the camera remembers the logarithm of the intensity at its last event,
-and emits an ON (OFF) event whenever the intensity has risen (fallen) by a threshold since: the model
-of ESIM (Rebecq et al., 2018), which interpolates between two images in time as is done here. A
-change of several thresholds emits as many events.
+N-MNIST (Orchard et al., 2015) was recorded by a camera that made three saccades, CIFAR10-DVS (Li et
+al., 2017) from images that went around a closed loop, several times. Here each image moves once
+along the sides of a triangle, a saccade each, back to where it began. A pixel of the camera
+remembers the logarithm of the intensity at its last event, and emits an ON (OFF) event when that of
+the intensity has since risen (fallen) by a threshold; a change of several thresholds emits as many
+events. This is ESIM's model (Rebecq et al., 2018), and as there the logarithm changes linearly from
+one image to the next.
 
-Not simulated: noise events, thresholds that differ between pixels, refractory time, limited
-bandwidth and latency, the flicker of a screen, and that a real saccade speeds up and slows down. So
-these events are cleaner than any camera's, and there are no random numbers in them: every recording
-is a function of its image. Positions, intensities, their logarithms and times are integers, so that
-it is the same on every machine.
+Not simulated: noise, thresholds that differ between pixels, refractory time, limited bandwidth and
+latency, a screen's flicker, and that a saccade speeds up and slows down: these events are cleaner
+than a camera's. There are no random numbers: a recording is a function of its image. Positions,
+intensities, their logarithms and times are integers, so that it is the same on every machine.
 """
 
 import math

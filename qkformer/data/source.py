@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 from torch.utils.data import Dataset
 
-
 EVENTS = ("dvs128-gesture", "cifar10-dvs", "digits-dvs")
 
 
