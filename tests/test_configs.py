@@ -19,7 +19,7 @@ from training.few import Eager
 import qkformer
 from qkformer.checkpoint.io import read_checkpoint
 from qkformer.data import registry
-from qkformer.data.source import EventData, ImageData
+from qkformer.data.source import EVENTS, EventData, ImageData
 from qkformer.neurons import NEURONS
 from qkformer.training.command_line import TrainOptions, parse_train
 from qkformer.training.config import KEYS, ConfigError, flat
@@ -28,12 +28,11 @@ from qkformer.training.model import count_parameters
 from qkformer.training.train import run_training
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "configs" / "demo_digits.yml"
 FILES = sorted((ROOT / "configs").glob("*.yml"))
-PUBLISHED = [file for file in FILES if file != DEMO]
+PUBLISHED = [file for file in FILES if not file.stem.startswith("demo_")]
 CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "dvs128-gesture": 11}
-CLASSES |= {"cifar10-dvs": 10, "digits": 10}
-EVENTS = ("dvs128-gesture", "cifar10-dvs")
+CLASSES |= {"cifar10-dvs": 10, "digits": 10, "digits-dvs": 10}
+FOLDERS = {"digits": "cifar10", "digits-dvs": "cifar10-dvs"}  # of data without one of their own
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 published = pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
@@ -111,7 +110,7 @@ def test_the_model_has_the_parameters_that_the_comment_gives(file):
 @every_file
 def test_the_comment_says_how_to_start_the_run_on_the_data_of_the_file(file):
     config, text = config_of(file), comments(file)
-    folder = "cifar10" if file == DEMO else config.data.name
+    folder = FOLDERS.get(config.data.name, config.data.name)
     launcher = "torchrun --nproc_per_node=8" if config.data.name == "imagenet" else "python"
     assert f"{launcher} {folder}/train.py --config configs/{file.name}" in text
 
@@ -325,7 +324,7 @@ def test_the_width_of_event_models_is_the_papers_and_on_gesture_also_the_release
 # ------------------------------------------------------------------------------------- the folders
 
 
-@pytest.mark.parametrize("folder", [name for name in CLASSES if name != "digits"])
+@pytest.mark.parametrize("folder", sorted(CLASSES.keys() - FOLDERS.keys()))
 def test_a_folders_default_configuration_is_of_its_data(folder):
     for command in ("train", "test"):
         text = (ROOT / folder / f"{command}.py").read_text()
@@ -346,7 +345,7 @@ def test_a_folders_command_starts_with_its_default_configuration():
 
 # Small images, and narrow models where a step takes longer than a moment; depths stay.
 IMAGE_SIZE = {"imagenet": 64, "cifar10": 32, "cifar100": 32, "dvs128-gesture": 32}
-IMAGE_SIZE |= {"cifar10-dvs": 32, "digits": 12}
+IMAGE_SIZE |= {"cifar10-dvs": 32, "digits": 12, "digits-dvs": 32}
 NARROW = {"embed_dim": 64, "num_heads": 4}
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from qkformer.data.event_formats import CIFAR10_CLASSES, CIFAR10_DVS, DVS128_GESTURE, EventFormat
 from qkformer.data.event_preparation import SIZE, prepare_frames
 from qkformer.data.samples import DAMAGE_OR_BUG, LabelledPaths
-from qkformer.data.source import DataConfig, DataError, EventData
+from qkformer.data.source import DataConfig, DataError, EventData, frames_per_recording
 
 TEBN_TEST_SAMPLES = 100  # of every class
 LARGEST_COUNT = torch.iinfo(torch.int16).max
@@ -128,8 +128,7 @@ def cifar10_dvs(config: DataConfig, T: int | None = None, *, training: bool = Tr
 def _prepared(config: DataConfig, T: int | None, format: EventFormat) -> Path:
     if config.root is None:
         raise DataError(f"data.root: {format.name} needs the folder where it is")
-    if T is None or T < 1:
-        raise DataError(f"model.T: {format.name} needs a number of frames, 1 or more, got {T}")
+    T = frames_per_recording(T, format.name)
     return prepare_frames(Path(config.root).expanduser(), format, T)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.cifar import cifar10, cifar100
 from qkformer.data.digits import digits
+from qkformer.data.digits_dvs import digits_dvs
 from qkformer.data.event_transforms import EventAugmentation, EventFrames
 from qkformer.data.events import cifar10_dvs, dvs128_gesture
 from qkformer.data.image_transforms import (
@@ -29,6 +30,7 @@ DATASETS: dict[str, Callable[..., ImageData | EventData]] = {
     "dvs128-gesture": dvs128_gesture,
     "cifar10-dvs": cifar10_dvs,
     "digits": digits,
+    "digits-dvs": digits_dvs,
 }
 
 

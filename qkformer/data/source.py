@@ -6,14 +6,18 @@ from typing import ClassVar, Literal
 
 from torch.utils.data import Dataset
 
+EVENTS = ("dvs128-gesture", "cifar10-dvs", "digits-dvs")
+
 
 @dataclass
 class DataConfig:
     """Which data to train and test on, and how they are loaded.
 
     Args:
-        name: The data set: imagenet, cifar10, cifar100, dvs128-gesture, cifar10-dvs or digits.
-        root: Folder of the data set; null for digits, which come with scikit-learn.
+        name: The data set: imagenet, cifar10, cifar100, dvs128-gesture, cifar10-dvs, digits or
+            digits-dvs.
+        root: Folder of the data set; null for digits and digits-dvs, which come with
+            scikit-learn.
         download: Whether to fetch what is not there (cifar10, cifar100).
         image_size: Height and width, in pixels, at which images or frames enter the model.
         batch_size: Samples per batch, in every process; in training and in testing.
@@ -63,7 +67,7 @@ class DataConfig:
     def _check_that_every_key_acts(self) -> None:
         if self.download and self.name not in ("cifar10", "cifar100"):
             raise ValueError(f"download: only cifar10 and cifar100 can be fetched, not {self.name}")
-        if self.crop_pct is not None and self.name in ("dvs128-gesture", "cifar10-dvs"):
+        if self.crop_pct is not None and self.name in EVENTS:
             raise ValueError(f"crop_pct: acts on images only, {self.name} has event frames")
         if self.split is not None and self.name != "cifar10-dvs":
             raise ValueError(f"split: only cifar10-dvs has a choice, {self.name} has one split")
@@ -102,13 +106,14 @@ class EventData:
     """A data set of event recordings as frames, split into training and test.
 
     Attributes:
-        train: Yields (frames, class index); frames are event counts, int16 [T, 2, H, W].
+        train: Yields (frames, class index); frames are event counts, int16 [T, 2, H, W]. None where
+            a source was asked for nothing but its test samples.
         test: Likewise.
         num_classes: Number of classes.
         size: Height and width of the frames as stored, in pixels.
     """
 
-    train: Dataset
+    train: Dataset | None
     test: Dataset
     num_classes: int
     size: int
@@ -131,3 +136,17 @@ def data_root(config: DataConfig, content: str, *, must_exist: bool = True) -> P
     if must_exist and not root.is_dir():
         raise DataError(f"data.root: there is no folder {root}; expected is one with {content}")
     return root
+
+
+def frames_per_recording(T: int | None, name: str) -> int:
+    """T, which event data cannot do without.
+
+    Args:
+        name: The data set, for the error.
+
+    Raises:
+        DataError: it is None, or below 1.
+    """
+    if T is None or T < 1:
+        raise DataError(f"model.T: {name} needs a number of frames, 1 or more, got {T}")
+    return T
