@@ -29,7 +29,9 @@ DTYPES = tuple(loader.DTYPES)
 @pytest.fixture(autouse=True)
 def full_precision():
     """TF32 would move convolutions' outputs, and with them spikes, between backends."""
-    with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False):
+    with torch.backends.cudnn.flags(
+        enabled=True, allow_tf32=False, deterministic=True, benchmark=False
+    ):
         yield
 
 
