@@ -13,6 +13,7 @@ from qkformer.studies import pictures
 from qkformer.studies.run import retested
 from qkformer.studies.study import Study, Variant
 
+SPEED = "speed.csv"  # of benchmarks.study
 LAST, BEST, ENERGY = "top-1, last epoch (%)", "top-1, best epoch (%)", "energy (mJ)"
 
 
@@ -109,14 +110,21 @@ def _shown(row: dict[str, Any], name: str, form: str = ".2f") -> str:
     return middle if deviation is None else f"{middle} ± {format(deviation, form)}"
 
 
-def overview(study: Study, found: tables.Rows) -> tables.Rows:
-    """The table as a paper prints it."""
+def overview(study: Study, found: tables.Rows, speed: tables.Rows = ()) -> tables.Rows:
+    """The table as a paper prints it.
+
+    Args:
+        found: Of `rows`.
+        speed: Of benchmarks.study, if it was measured.
+    """
+    fast = {row["variant"]: row for row in speed}
     forms = {LAST: ".2f", BEST: ".2f", ENERGY: ".3g", "parameters (k)": ".1f", "T": ".0f"}
     several = any(row["group"] for row in found)
     return [
         ({"": row["group"] or ""} if several else {})
         | {"variant": row["title"], "seeds": str(row["runs"])}
         | {name: _shown(row, name, form) for name, form in forms.items()}
+        | ({"training, images/s": _quartiles(fast.get(row["variant"], {}))} if speed else {})
         | (
             {f"published, {study.published} (%)": _shown(row, "published (%)")}
             if study.published
@@ -124,6 +132,14 @@ def overview(study: Study, found: tables.Rows) -> tables.Rows:
         )
         for row in found
     ]
+
+
+def _quartiles(row: dict[str, Any]) -> str:
+    """ "512 [498, 530]" """
+    name = "training images/s"
+    if name not in row:
+        return row.get("training not measured", "")
+    return f"{row[name]:.0f} [{row[f'{name} q1']:.0f}, {row[f'{name} q3']:.0f}]"
 
 
 def crossed(found: tables.Rows) -> tables.Rows:
@@ -163,11 +179,16 @@ def write_tables(folder: Path, output: Path, *, pdf: bool = False) -> str:
         for quantity in (LAST, ENERGY)
     }
     figures.save(pictures.study(found, values, study.published), output / "study", found, pdf=pdf)
-    parts = [f"# {study.title}", tables.markdown(overview(study, found))]
+    speed = tables.read_csv(folder / SPEED) if (folder / SPEED).exists() else ()
+    parts = [f"# {study.title}", tables.markdown(overview(study, found, speed))]
     if again:
         figures.save(pictures.retests(again), output / "retests", again, pdf=pdf)
         parts += ["Top-1 (%) of the last epoch's weights, tested again:",
                   tables.markdown(crossed(again))]  # fmt: skip
+    if speed:
+        parts.append(
+            "Speeds: median and quartiles of `benchmarks.study`, one training step each in turns."
+        )
     text = "\n\n".join([*parts, _legend(runs)]) + "\n"
     write_text(output / "study.md", text)
     return text

@@ -8,6 +8,7 @@ import pytest
 from training import few
 from training.few import register, write_config
 
+import benchmarks.study
 from qkformer.analysis.tables import read_csv
 from qkformer.studies.__main__ import main
 from qkformer.studies.run import is_finished, run_study
@@ -204,3 +205,18 @@ def test_processes_that_cannot_meet_again_are_refused(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="need torchrun"):
         run_study(read_study(write_study(tmp_path)), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_speeds_of_the_variants_are_in_the_table(finished, tmp_path, capsys):
+    file, output = finished
+    benchmarks.study.main([str(file), "--output", str(output), "--repeats", "1", "--device", "cpu"])
+    fixed, original = read_csv(output / "speed.csv")
+    for row in (fixed, original):
+        for name in ("training", "inference"):
+            assert row[f"{name} images/s"] == pytest.approx(
+                row[f"{name} ratio"] * fixed[f"{name} images/s"]
+            )
+    capsys.readouterr()
+    main(["table", str(output), "--output", str(tmp_path)])
+    assert f"{fixed['training images/s']:.0f} [" in capsys.readouterr().out
