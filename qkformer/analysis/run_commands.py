@@ -59,12 +59,14 @@ def energy(argv: Sequence[str]) -> None:
             return
         print(measured.table())
         ssa = getattr(source.model, "ssa", None)
+        convention, here = "qkformer", measured.energy()["qkformer"]["mJ"]
+        if not measured.neurons:
+            convention, here = "4.6 pJ x MACs", measured.ann()["mJ"]
         for row in beside(measured):
-            here = measured.energy()["qkformer"]["mJ"]
             print(
                 f"\npublished {row['energy_mJ']} mJ ({row['system']}, convention "
                 f"{row['convention']}, ssa {row.get('ssa')}; {row['source']}) / from this "
-                f"checkpoint {here:.4g} mJ / convention qkformer, ssa {ssa}"
+                f"checkpoint {here:.4g} mJ / convention {convention}, ssa {ssa}"
             )
         facts = {
             "data": source.config.data.name,

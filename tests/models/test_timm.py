@@ -23,7 +23,9 @@ def test_every_model_is_timms_too(name):
         model = timm.create_model(name, num_classes=7)
     cfg = model.pretrained_cfg
     assert cfg["architecture"] == name and cfg["input_size"][0] == model.in_chans
-    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    named, find = cfg["classifier"], model.get_submodule
+    heads = tuple(map(find, named)) if isinstance(named, tuple) else find(named)
+    assert model.get_classifier() == heads
     assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
 
 
