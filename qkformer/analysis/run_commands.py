@@ -58,7 +58,6 @@ def energy(argv: Sequence[str]) -> None:
         if not source.world.is_main:
             return
         print(measured.table())
-        ssa = getattr(source.model, "ssa", None)
         convention, here = "qkformer", measured.energy()["qkformer"]["mJ"]
         if not measured.neurons:
             convention, here = "4.6 pJ x MACs", measured.ann()["mJ"]
@@ -66,11 +65,11 @@ def energy(argv: Sequence[str]) -> None:
             print(
                 f"\npublished {row['energy_mJ']} mJ ({row['system']}, convention "
                 f"{row['convention']}, ssa {row.get('ssa')}; {row['source']}) / from this "
-                f"checkpoint {here:.4g} mJ / convention {convention}, ssa {ssa}"
+                f"checkpoint {here:.4g} mJ / convention {convention}, ssa {source.ssa}"
             )
         facts = {
             "data": source.config.data.name,
-            "ssa": ssa,
+            "ssa": source.ssa,
             "parameters": count_parameters(source.model),
             "checkpoint": str(source.checkpoint),
             "published": beside(measured),
