@@ -159,8 +159,9 @@ def _remarks(model: nn.Module, neurons: list[Neuron]) -> Iterator[str]:
             f"{len(silent)} of {len(neurons)} layers of neurons hardly fire (less than {SILENT} "
             "spikes a step), as before training: these energies are no estimate"
         )
-    if any(getattr(module, "ssa", None) == "original" for module in model.modules()):
-        yield "ssa original: rates depend on which samples share a batch, and so does the energy"
+    for name in ("ssa", "stsa"):
+        if any(getattr(module, name, None) == "original" for module in model.modules()):
+            yield f"{name} original: rates depend on which samples share a batch; so does the energy"
 
 
 def _spike_height(model: nn.Module) -> float:
