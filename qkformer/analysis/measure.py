@@ -161,7 +161,7 @@ def _remarks(model: nn.Module, neurons: list[Neuron]) -> Iterator[str]:
         )
     for name in ("ssa", "stsa"):
         if any(getattr(module, name, None) == "original" for module in model.modules()):
-            yield f"{name} original: rates depend on which samples share a batch; so does the energy"
+            yield f"{name} original: rates and energy depend on which samples share a batch"
 
 
 def _spike_height(model: nn.Module) -> float:

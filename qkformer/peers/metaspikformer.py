@@ -101,16 +101,17 @@ class _Distilled(SpikingNetwork):
             self.head_dist = second.to(device=like.device, dtype=like.dtype)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, per_step: bool = False) -> Tensor:
-        if pre_logits or not self.distilled or not self.global_pool:
+        if not self.distilled or not self.global_pool:
             return super().forward_head(x, pre_logits, per_step)
         x = x.mean((3, 4))
-        fired = self.head_neuron(x)
-        first = self.head(self.head_drop(x if self.head_on_currents else fired))
-        second = self.head_dist(self.head_drop(fired))
+        second = self.head_neuron(x)
+        first = x if self.head_on_currents else second
         if not per_step:
             first, second = first.mean(0), second.mean(0)
-        if self.distilled_training and self.training:
-            return first, second
+        if not pre_logits:
+            first, second = self.head(self.head_drop(first)), self.head_dist(self.head_drop(second))
+            if self.distilled_training and self.training:
+                return first, second
         return (first + second) / 2
 
 

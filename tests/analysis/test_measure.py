@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import make_model
-from families import FAMILIES
+from families import ANNS, FAMILIES
 from published import GOLDEN, PUBLISHED, published_input, published_state
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
@@ -329,7 +329,6 @@ REAL_INPUTS = {
     "espikeformer_12_512": r"(attn\.branch\.0\.(q|k|v|proj)|rep\.branch)\.1\.conv",
     "resnet19_snn": r"head_neuron",
 }
-ANNS = ("transformer_4_384", "resnet19", "qcfs_resnet18", "mst_swin_t")
 
 
 def small(name):

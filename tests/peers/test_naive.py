@@ -22,14 +22,14 @@ META = dict(depths=(1, 1, 2, 2, 1))
 # registered name, options over those of FAMILIES, the naive forward
 CASES = {
     "spikingformer": (
-        "spikingformer_4_384", dict(depth=2), partial(flat.spikingformer, heads=4, pools=CIFAR),
+        "spikingformer_4_384", dict(depth=2), partial(flat.spikingformer, heads=2, pools=CIFAR),
     ),
     "spikingformer events": (
         "spikingformer_2_256", EVENTS, partial(flat.spikingformer, heads=4, pools=ALL, tau=1.5),
     ),
     "cml spikingformer events": (
         "cml_spikingformer_2_256", dict(depth=2),
-        partial(flat.spikingformer, heads=4, pools=ALL, before=True, tau=1.75),
+        partial(flat.spikingformer, heads=2, pools=ALL, before=True, tau=1.75),
     ),
     "cml spikformer": (
         "cml_spikformer_4_384", dict(depth=2), partial(flat.cml_spikformer, heads=4, pools=CIFAR),
