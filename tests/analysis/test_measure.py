@@ -365,6 +365,17 @@ def test_every_family_is_counted_and_its_macs_are_torchs(name):
     assert products == name.startswith(("transformer", "stsa", "mst"))
 
 
+def test_attention_that_mixes_samples_is_remarked():
+    options = dict(FAMILIES["stsa_2_256"], T=2, img_size=32)
+    x = torch.randn(2, 2, 2, 32, 32, dtype=torch.float64)
+    fixed, original = (
+        measure(make_model("stsa_2_256", stsa=stsa, **options), [x])
+        for stsa in ("fixed", "original")
+    )
+    assert [remark for remark in original.remarks if "stsa original" in remark]
+    assert not fixed.remarks and original.layers != fixed.layers
+
+
 @pytest.mark.parametrize("name", ["espikeformer_t", "espikeformer_12_512"])
 def test_integers_cost_as_much_as_the_binary_steps_that_they_become(name):
     model, x = small(name)
