@@ -8,8 +8,8 @@ FAMILIES = {
     "maxformer_4_384": _NARROW,
     "spikformer_4_384": _NARROW | dict(depth=1),
     "cml_spikformer_4_384": _NARROW | dict(depth=1),
-    "spikingformer_4_384": _NARROW | dict(depth=1),
-    "cml_spikingformer_2_256": _NARROW | dict(depth=1),
+    "spikingformer_4_384": _NARROW | dict(depth=1, num_heads=2),
+    "cml_spikingformer_2_256": _NARROW | dict(depth=1, num_heads=2),
     "sdt_2_512": _NARROW | dict(depth=1),
     "sdt_2_256": _NARROW | dict(depth=1, mixer="sdsa_pooled"),
     "metaspikformer_8_384": dict(dims=(8, 16, 16, 24), depths=(1, 1, 1, 1, 1), num_heads=4),
@@ -24,3 +24,4 @@ FAMILIES = {
     "qcfs_resnet18": dict(stem_dim=8, dims=(8, 16), depths=(1, 1)),
     "mst_swin_t": dict(embed_dim=8, depths=(2, 1), num_heads=(1, 2), window=2),
 }
+ANNS = ("transformer_4_384", "resnet19", "qcfs_resnet18", "mst_swin_t")  # without neurons

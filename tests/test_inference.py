@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import make_model, with_spikes
-from families import FAMILIES
+from families import ANNS, FAMILIES
 from torch import nn
 
 import qkformer
@@ -13,7 +13,7 @@ from qkformer.layers import ConvBNNeuron
 
 IMAGENET = dict(embed_dim=32, num_heads=2, T=2)
 SMALL = dict(embed_dim=32, num_heads=2, T=3)
-# name, options, input
+# name, options, input; None for a small one
 MODELS = {
     "qkformer imagenet": ("qkformer_10_384", IMAGENET, (2, 3, 64, 64)),
     "qkformer original": ("qkformer_10_384", IMAGENET | {"ssa": "original"}, (3, 3, 32, 64)),
@@ -26,29 +26,28 @@ MODELS = {
     "maxformer cifar": ("maxformer_4_384", SMALL, (2, 3, 24, 24)),
     "spikformer": ("spikformer_4_384", SMALL, (2, 3, 32, 32)),
     "spikformer events": ("spikformer_2_256", SMALL, (1, 4, 2, 48, 32)),
-    "cml spikformer": ("cml_spikformer_4_384", SMALL, (2, 3, 32, 32)),
-    "spikingformer": ("spikingformer_4_384", SMALL, (2, 3, 32, 32)),
-    "spike-driven transformer": ("sdt_2_512", SMALL, (2, 3, 32, 32)),
-    "meta-spikeformer": ("metaspikformer_8_384", FAMILIES["metaspikformer_8_384"], (2, 3, 32, 32)),
-    "e-spikeformer": ("espikeformer_t", FAMILIES["espikeformer_t"], (2, 3, 32, 64)),
-    "sew-resnet": ("sew_resnet34", FAMILIES["sew_resnet34"], (2, 3, 64, 64)),
-    "resnet-19": ("resnet19_snn", FAMILIES["resnet19_snn"], (2, 3, 16, 16)),
-    "large e-spikeformer": (
-        "espikeformer_12_512",
-        FAMILIES["espikeformer_12_512"],
-        (2, 3, 32, 32),
-    ),
 }
+MODELS |= {name: (name, options, None) for name, options in FAMILIES.items()}
 
 
 def made(case: str):
     name, options, shape = MODELS[case]
+    model = make_model(name, **options)
+    if shape is None:
+        sides = max(2, 16 // model.downsampling)
+        shape = (2, model.in_chans, *(model.downsampling * n for n in (sides, sides + 1)))
     generator = torch.Generator().manual_seed(1)
-    return make_model(name, **options), torch.randn(shape, generator=generator).double()
+    return model, torch.randn(shape, generator=generator).double()
 
 
 def norms(model) -> int:
     return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+@torch.no_grad()
+def outputs(model, x) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The logits, and no spikes."""
+    return model(x), []
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -56,9 +55,11 @@ def test_folding_changes_no_output_and_no_spike(case):
     model, x = made(case)
     fused = qkformer.fuse_for_inference(model)
     assert norms(model) > 0
-    assert norms(fused) == 0
-    logits, spikes = with_spikes(fused, x)
-    expected, expected_spikes = with_spikes(model, x)
+    assert bool(norms(fused)) == (case == "mst_swin_t")  # whose norms stand in front of layers
+    run = outputs if case in ANNS else with_spikes
+    logits, spikes = run(fused, x)
+    expected, expected_spikes = run(model, x)
+    assert expected.std() > 0.1
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     assert all(map(torch.equal, spikes, expected_spikes))
 

@@ -10,6 +10,7 @@ import yaml
 from published import PUBLISHED, golden
 
 import qkformer
+from qkformer.analysis.published import published
 
 DOCS = Path(__file__).parents[1] / "docs"
 DATA = yaml.safe_load((DOCS / "models.yml").read_text())
@@ -64,6 +65,37 @@ def test_rows_name_what_they_use():
         assert row["model"] in MODELS or row["model"] in DATA["timm"]
         assert "top1" not in row or row["source"] in DATA["sources"]
         assert "energy" not in row or row["convention"] in DATA["conventions"]
+
+
+DATA_OF = {
+    "ImageNet-1k": ("imagenet",),
+    "CIFAR10 / CIFAR100": ("cifar10", "cifar100"),
+    "DVS128 Gesture / CIFAR10-DVS": ("dvs128-gesture", "cifar10-dvs"),
+}
+
+
+def test_the_analysis_has_the_same_published_numbers():
+    rows = [
+        (row, data, float(top1))
+        for table in DATA["tables"]
+        for row in table["rows"]
+        if row.get("source") in ("paper", "ms", "max")
+        for data, top1 in zip(DATA_OF[table["title"]], str(row["top1"]).split(" / "), strict=True)
+    ]
+    assert len(rows) > 40
+    for row, data, top1 in rows:
+        pixels = row.get("px", 224) if data == "imagenet" else None
+        (known,) = (
+            each
+            for each in published()
+            if (each["model"], each["data"]) == (row["model"], data)
+            and each.get("T", row.get("T")) == row.get("T", 1)
+            and pixels in (None, each["input"])
+            and "leak removed" not in each["system"]
+        )
+        assert (known["top1"], known.get("energy_mJ")) == (top1, row.get("energy")), row
+        if "millions" in row and "params_M" in known:
+            assert abs(known["params_M"] - row["millions"]) < 0.05, row
 
 
 def test_the_page_is_up_to_date():

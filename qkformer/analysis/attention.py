@@ -95,11 +95,13 @@ class ProductAttention(Attention):
     Attributes:
         v_sum, v_numel: spikes of v and its elements.
         kv_coincidences: sum of all elements of k^T v.
+        kv_steps: of k and v, fewer than q's where they are means over its steps.
     """
 
     v_sum: int = 0
     v_numel: int = 0
     kv_coincidences: int = 0
+    kv_steps: int = 1
 
     _own = ("v_sum", "macs", "kv_coincidences", "sops_min", "sops_events")
 
@@ -120,8 +122,19 @@ class ProductAttention(Attention):
     @property
     def executed_macs(self) -> int:
         """In the cheaper order: with q (k^T v) or with (q k^T) v."""
+        return self.heads * self.tokens * min(self._orders)
+
+    @property
+    def executed_macs_of_all_steps(self) -> int:
+        kv_first, qk_first = self._orders
+        saved = kv_first // 2 * (self.steps - self.kv_steps) if kv_first <= qk_first else 0
+        return self.executed_macs * self.steps - self.heads * self.tokens * saved
+
+    @property
+    def _orders(self) -> tuple[int, int]:
+        """MACs per head and token with k^T v first, and with q k^T first."""
         d, e = self.head_dim, self.value_dim
-        return self.heads * self.tokens * min(2 * d * e, self.tokens * (d + e))
+        return 2 * d * e, self.tokens * (d + e)
 
     @property
     def sops_min(self) -> float:

@@ -6,19 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from qkformer.analysis.measure import World
+from qkformer.data.event_formats import CIFAR10_CLASSES
 from qkformer.data.source import DataError
 
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
-            "truck")  # fmt: skip
+# DVS128 Gesture's gesture_mapping.csv: of folder 0, 1, ..; a class index is the place of the
+# folder's name in alphabetical order.
+_GESTURES = (
+    "hand clapping", "right hand wave", "left hand wave", "right arm clockwise",
+    "right arm counter-clockwise", "left arm clockwise", "left arm counter-clockwise", "arm roll",
+    "air drums", "air guitar", "other gestures",
+)  # fmt: skip
 CLASSES = {
-    "cifar10": _CIFAR10,
-    "cifar10-dvs": _CIFAR10,
-    "dvs128-gesture": (
-        "hand clapping", "right hand wave", "left hand wave", "right arm clockwise",
-        "right arm counter-clockwise", "left arm clockwise", "left arm counter-clockwise",
-        "arm roll", "air drums", "air guitar", "other gestures",
-    ),
-}  # fmt: skip
+    "cifar10": CIFAR10_CLASSES,
+    "cifar10-dvs": CIFAR10_CLASSES,
+    "dvs128-gesture": tuple(_GESTURES[folder] for folder in sorted(range(11), key=str)),
+}
 
 
 def class_names(data: str, num_classes: int) -> list[str]:

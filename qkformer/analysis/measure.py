@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qkformer.analysis.attention import ProductAttention
 from qkformer.analysis.census import Census
-from qkformer.analysis.measurement import SILENT, Measurement
+from qkformer.analysis.measurement import SILENT, UNLISTED, Measurement
 from qkformer.analysis.records import Neuron
 from qkformer.analysis.tallies import (
     CONVOLUTIONS,
@@ -26,6 +26,7 @@ from qkformer.data.source import DataError
 from qkformer.layers.attention import SpikeMask, SpikeProduct
 from qkformer.models import SpikingNetwork
 from qkformer.neurons import SpikingNeuron
+from qkformer.peers.qcfs import Firing
 
 
 class World(Protocol):
@@ -66,7 +67,8 @@ def measure(
     Raises:
         DataError: no batch, batches of different sizes, a shape in which time cannot be told.
     """
-    frame = Frame(_spike_height(model))
+    learned = [module.theta for module in model.modules() if isinstance(module, Firing)]
+    frame = Frame(_spike_height(model), learned)
     tallies = [
         kind(name, module, frame)
         for name, module in model.named_modules()
@@ -128,11 +130,11 @@ def _measurement(
             kind = type(model.get_submodule(name) if name else model).__name__
             attention.append(tally.record(name, kind, samples))
             if isinstance(attention[-1], ProductAttention):
-                listed += attention[-1].executed_macs * tally.facts["steps"]
+                listed += attention[-1].executed_macs_of_all_steps
     others = {
         "neuron updates": sum(neuron.numel for neuron in neurons) // samples,
         **others,
-        "multiply-accumulates of no listed layer": executed - listed,
+        UNLISTED: executed - listed,
     }
     return Measurement(
         model=getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__),
@@ -149,14 +151,17 @@ def _measurement(
 
 
 def _remarks(model: nn.Module, neurons: list[Neuron]) -> Iterator[str]:
+    if not neurons:
+        yield "an ANN, without neurons: its energy is that of 4.6 pJ for each of its MACs"
     silent = [neuron for neuron in neurons if neuron.rate < SILENT]
     if 2 * len(silent) > len(neurons):
         yield (
             f"{len(silent)} of {len(neurons)} layers of neurons hardly fire (less than {SILENT} "
             "spikes a step), as before training: these energies are no estimate"
         )
-    if any(getattr(module, "ssa", None) == "original" for module in model.modules()):
-        yield "ssa original: rates depend on which samples share a batch, and so does the energy"
+    for name in ("ssa", "stsa"):
+        if any(getattr(module, name, None) == "original" for module in model.modules()):
+            yield f"{name} original: rates and energy depend on which samples share a batch"
 
 
 def _spike_height(model: nn.Module) -> float:

@@ -7,6 +7,7 @@ from qkformer.analysis import conventions, movement, tables
 from qkformer.analysis.attention import MaskAttention, ProductAttention
 from qkformer.analysis.records import Layer, Neuron
 
+UNLISTED = "multiply-accumulates of no listed layer"  # products that are no SpikeProduct's
 SILENT = 1e-3  # spikes per neuron and step below which a layer of neurons hardly fires
 
 
@@ -40,7 +41,8 @@ class Measurement:
     def macs(self) -> int:
         """Of one step and sample: layers, products of SSA in the cheaper order, and others."""
         products = [a.executed_macs for a in self.attention if isinstance(a, ProductAttention)]
-        return sum(layer.macs for layer in self.layers) + sum(products)
+        others = self.left_out.get(UNLISTED, 0) // self.T
+        return sum(layer.macs for layer in self.layers) + sum(products) + others
 
     def energy(self, **constants: Any) -> dict[str, dict[str, Any]]:
         """mJ per sample, and what it is made of, by the name of the convention.

@@ -58,16 +58,18 @@ def energy(argv: Sequence[str]) -> None:
         if not source.world.is_main:
             return
         print(measured.table())
+        convention, here = "qkformer", measured.energy()["qkformer"]["mJ"]
+        if not measured.neurons:
+            convention, here = "4.6 pJ x MACs", measured.ann()["mJ"]
         for row in beside(measured):
-            here = measured.energy()["qkformer"]["mJ"]
             print(
                 f"\npublished {row['energy_mJ']} mJ ({row['system']}, convention "
-                f"{row['convention']}, ssa {row['ssa']}; {row['source']}) / from this checkpoint "
-                f"{here:.4g} mJ / convention qkformer, ssa {source.model.ssa}"
+                f"{row['convention']}, ssa {row.get('ssa')}; {row['source']}) / from this "
+                f"checkpoint {here:.4g} mJ / convention {convention}, ssa {source.ssa}"
             )
         facts = {
             "data": source.config.data.name,
-            "ssa": source.model.ssa,
+            "ssa": source.ssa,
             "parameters": count_parameters(source.model),
             "checkpoint": str(source.checkpoint),
             "published": beside(measured),

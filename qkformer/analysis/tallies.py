@@ -106,7 +106,7 @@ class NeuronTally(Tally):
     def __call__(self, module: nn.Module, args: tuple, out: Tensor) -> None:
         steps = over_time(out.detach(), self.frame, module).flatten(2)
         self.saw(elements=steps.shape[2])
-        spikes = summed(_in_units(steps, self.frame.unit))
+        spikes = summed(_in_units(steps, getattr(module, "spike_height", 1.0)))
         self.frame.fired, self.frame.spikes = True, spikes
         binary = isinstance(module, SpikingNeuron)
         nonzeros = spikes if binary else (steps != 0).sum((1, 2))
@@ -126,16 +126,18 @@ def _in_units(x: Tensor, unit: float) -> Tensor:
 class ProductTally(Tally):
     """q k^T v of q, k, v [T, B, heads, d, N]: a :class:`qkformer.layers.SpikeProduct`."""
 
-    facts_of = ("heads", "d", "e", "tokens")
+    facts_of = ("heads", "d", "e", "tokens", "kv_steps")
     sums_of = ("q", "k", "v", "coincidences", "sums", "squares")
 
     def __call__(self, module: nn.Module, args: tuple, out: Tensor) -> None:
-        q, k, v = (_in_units(x.detach(), self.frame.unit) for x in args)
+        # k and v may be means over the steps of q (SFA unrolled)
+        units = [self.frame.unit * len(x) / len(args[0]) for x in args]
+        q, k, v = (_in_units(x.detach(), unit) for x, unit in zip(args, units, strict=True))
         (heads, d, tokens), e = q.shape[2:], v.shape[3]
-        self.saw(heads=heads, d=d, e=e, tokens=tokens)
+        self.saw(heads=heads, d=d, e=e, tokens=tokens, kv_steps=len(k))
         wide = torch.float64
         of_k, of_v = k.sum(3, dtype=wide), v.sum(3, dtype=wide)  # of each token
-        scale = (1.0 if module.scale is None else module.scale) * self.frame.unit**3
+        scale = (1.0 if module.scale is None else module.scale) * prod(units)
         sums = (out.detach().to(wide) / scale).round().flatten(1)
         self.add(
             q=q.flatten(1).sum(1, dtype=wide).long(),
@@ -169,6 +171,7 @@ class ProductTally(Tally):
             v_sum=total["v"],
             v_numel=v_numel,
             kv_coincidences=total["coincidences"],
+            kv_steps=facts["kv_steps"],
         )
 
 

@@ -4,7 +4,7 @@ A tally is fed by a hook. Its ``facts`` are sizes and maxima, which several proc
 largest of; its ``sums`` are int64, which they add.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -21,12 +21,14 @@ class Frame:
     Attributes:
         T, samples: time steps and B.
         unit: height of a spike.
+        heights: others, of neurons that learned theirs.
         order: modules seen for the first time.
         fired: whether a neuron has run in this batch.
         spikes: those of the last one, by step.
     """
 
-    def __init__(self, unit: float):
+    def __init__(self, unit: float, heights: Sequence[float] = ()):
+        self.heights = heights
         self.unit, self.T, self.samples, self.order = unit, 1, 0, 0
         self.start(T=1, samples=0)
 
@@ -61,9 +63,16 @@ class Frame:
         if least < 0 or not most < float("inf"):
             return None
         if not (torch.equal(x, whole) if self.unit == 1 else torch.allclose(x, whole, atol=1e-3)):
-            return None
+            if not self._one_height(x, most):
+                return None
+            whole, most = (x > 0).to(x.dtype), 1
         planes = summed(whole)
         return planes, planes if most <= 1 else summed(whole.clamp(max=1)), round(most)
+
+    def _one_height(self, x: Tensor, most: float) -> bool:
+        """Spikes of a neuron with a height of its own: that goes into the weights behind it."""
+        known = any(abs(most * self.unit / height - 1) < 1e-3 for height in self.heights)
+        return known and bool(((x == 0) | (x == most)).all())
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -134,7 +143,8 @@ def over_time(x: Tensor, frame: Frame, module: nn.Module, *, folded: bool = Fals
         folded: the first axis is all that may hold time, as of convolutions.
 
     Raises:
-        DataError: its shape is neither [T, B, ...], [T * B, ...] nor [B, ...].
+        DataError: its shape is neither [T, B, ...], [T * B, ...], [B, ...] nor, where T is 1,
+            [B * n, ...].
     """
     T, B = frame.T, frame.samples
     if getattr(module, "step_mode", None) == "s" and len(x) == B:
@@ -143,6 +153,8 @@ def over_time(x: Tensor, frame: Frame, module: nn.Module, *, folded: bool = Fals
         return x
     if len(x) in (T * B, B):
         return x.unflatten(0, (-1, B))
+    if T == 1 and len(x) % B == 0:  # windows of an image, side by side with the samples
+        return x.reshape(1, B, -1, *x.shape[1:])
     raise DataError(
         f"{type(module).__name__}: cannot tell time steps in {list(x.shape)} with T = {T} and "
         f"batches of {B}; give measure(..., T=...)"

@@ -63,12 +63,12 @@ class SpikeProduct(nn.Module):
         self.scale = scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        d, n = q.shape[-2:]
-        # Products of spikes are integers: either order gives the same, at N d^2 or at N^2 d,
+        (d, n), e = q.shape[-2:], v.shape[-2]
+        # Products of spikes are integers: either order gives the same, at 2 N d d' or N^2 (d + d'),
         # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).
         # The product inside is the smaller one, so that is where scaling costs least.
         scale = 1.0 if self.scale is None else self.scale
-        return (v @ k.mT * scale) @ q if d <= n else v @ (k.mT @ q * scale)
+        return (v @ k.mT * scale) @ q if 2 * d * e <= n * (d + e) else v @ (k.mT @ q * scale)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale}"

@@ -46,6 +46,12 @@ class SFA(nn.Module):
         spikes = torch.stack([(n > step).to(x.dtype) for step in range(self.levels)])
         return spikes if self.divide else spikes * self.levels
 
+    @property
+    def spike_height(self) -> float:
+        """What one spike adds to the output."""
+        height = 1 / self.levels if self.divide else 1.0
+        return height * self.levels if self.unrolled else height
+
     def extra_repr(self) -> str:
         return f"levels={self.levels}, rounding={self.rounding}, divide={self.divide}"
 

@@ -89,6 +89,10 @@ class _Distilled(SpikingNetwork):
         """timm's switch: in training mode, ``forward`` returns the logits of both heads."""
         self.distilled_training = enable
 
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The head, or both, as timm's distilled models give them."""
+        return (self.head, self.head_dist) if self.distilled else self.head
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         if self.distilled:
@@ -97,16 +101,17 @@ class _Distilled(SpikingNetwork):
             self.head_dist = second.to(device=like.device, dtype=like.dtype)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, per_step: bool = False) -> Tensor:
-        if pre_logits or not self.distilled or not self.global_pool:
+        if not self.distilled or not self.global_pool:
             return super().forward_head(x, pre_logits, per_step)
         x = x.mean((3, 4))
-        fired = self.head_neuron(x)
-        first = self.head(self.head_drop(x if self.head_on_currents else fired))
-        second = self.head_dist(self.head_drop(fired))
+        second = self.head_neuron(x)
+        first = x if self.head_on_currents else second
         if not per_step:
             first, second = first.mean(0), second.mean(0)
-        if self.distilled_training and self.training:
-            return first, second
+        if not pre_logits:
+            first, second = self.head(self.head_drop(first)), self.head_dist(self.head_drop(second))
+            if self.distilled_training and self.training:
+                return first, second
         return (first + second) / 2
 
 
@@ -247,6 +252,7 @@ class LargeESpikeFormer(_Distilled):
 
 _CFG = image_cfg(first_conv="stages.0.embed.conv")
 _V3_CFG = image_cfg(first_conv="stages.0.embed.conv", crop_pct=224 / 232)
+_LARGE_CFG = _V3_CFG | dict(classifier=("head", "head_dist"))
 register_variants(
     MetaSpikeFormer,
     {
@@ -273,7 +279,7 @@ register_variants(
 register_variants(
     LargeESpikeFormer,
     {
-        f"espikeformer_12_{dims[-1]}": (_V3_CFG, dict(dims=dims, depths=(1, 1, 2, 12), rep=rep))
+        f"espikeformer_12_{dims[-1]}": (_LARGE_CFG, dict(dims=dims, depths=(1, 1, 2, 12), rep=rep))
         for dims, rep in (((128, 256, 512), True), ((196, 384, 768), False))
     },
 )

@@ -21,7 +21,10 @@ class ConfigError(ValueError):
 
 @dataclass
 class ModelConfig:
-    """The model, as qkformer.create_model builds it; null is the model's own default.
+    """The model, as qkformer.create_model builds it.
+
+    null leaves an argument to the model's own default, and is all that a model takes which has no
+    such argument: an ANN has neither neurons nor their backend.
 
     Args:
         name: A registered model, one of qkformer.list_models().
@@ -30,7 +33,7 @@ class ModelConfig:
         neuron: lif, if or plif.
         mlp_ratio: Hidden width of the MLPs in units of their input's width.
         drop_path_rate: Stochastic depth of the last block, 0 <= rate < 1; rises from 0 linearly.
-        backend: Implementation of the neurons; auto takes the fastest that runs here.
+        backend: Implementation of the neurons; auto, and null, take the fastest that runs here.
         weights: Checkpoint to start from, as for fine-tuning; null for random weights.
         skip_head: Leave out that checkpoint's head, as for other classes.
         args: Any other argument of create_model, as in {embed_dim: 64, depths: [1, 1, 2]}.
@@ -42,7 +45,7 @@ class ModelConfig:
     neuron: str | None = None
     mlp_ratio: float | None = None
     drop_path_rate: float | None = None
-    backend: Literal["auto", "torch", "cupy"] = "auto"
+    backend: Literal["auto", "torch", "cupy"] | None = None
     weights: str | None = None
     skip_head: bool = False
     args: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """What is counted, against golden files, against naive counts, and for networks of other people."""
 
 import json
+import re
 import threading
 import time
 from statistics import median
@@ -10,9 +11,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import make_model
+from families import ANNS, FAMILIES
 from published import GOLDEN, PUBLISHED, published_input, published_state
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import qkformer
 from qkformer.analysis import measure
@@ -21,7 +25,7 @@ from qkformer.checkpoint.released import released_names
 from qkformer.data.source import DataError
 from qkformer.layers import QKChannelAttention
 from qkformer.layers.attention import SpikeProduct
-from qkformer.neurons import SpikingNeuron
+from qkformer.neurons import SFA, SpikingNeuron
 
 ENERGY = GOLDEN / "energy"
 MACS = json.loads((ENERGY / "macs.json").read_text())
@@ -298,8 +302,108 @@ def test_an_ann_is_real_throughout_and_its_products_are_found():
     assert {each.kind for each in measured.layers} == {"real", "head"}
     products = 12 * 2 * 197**2 * 768  # q k^T and (..) v of 12 blocks
     assert measured.left_out["multiply-accumulates of no listed layer"] == products
-    assert measured.executed_macs == measured.macs + products == 17_563_828_224
-    assert measured.energy()["qkformer"]["macs"] == measured.macs - 768_000
+    assert measured.executed_macs == measured.macs == 17_563_828_224
+    assert measured.ann()["mJ"] == pytest.approx(4.6e-9 * 17_563_828_224)
+    assert measured.energy()["qkformer"]["macs"] == measured.macs - products - 768_000
+    assert any("an ANN" in remark for remark in measured.remarks)
+
+
+def macs_by_torch(model, x) -> int:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
+        model(x)
+    return flops.get_total_flops() // 2 // len(x)
+
+
+def test_an_ann_of_windows_is_counted_as_torch_counts_it():
+    options = dict(img_size=32, depths=(2, 2), embed_dim=16, num_heads=(2, 4), window_size=4)
+    swin = timm.create_model("swin_tiny_patch4_window7_224", **options).eval()
+    x = torch.randn(2, 3, 32, 32)
+    measured = measure(swin, [x])
+    assert measured.executed_macs == measured.macs == macs_by_torch(swin, x)
+    assert {each.kind for each in measured.layers} == {"real", "head"} and not measured.neurons
+
+
+# What is no sum of spikes behind the first convolution: between two linear maps, or behind a mean.
+REAL_INPUTS = {
+    "metaspikformer_8_384": r"depthwise|last|sep\.branch\.2",
+    "espikeformer_12_512": r"(attn\.branch\.0\.(q|k|v|proj)|rep\.branch)\.1\.conv",
+    "resnet19_snn": r"head_neuron",
+}
+
+
+def small(name):
+    """A small instance of a family that fires, and input for it."""
+    model = make_model(name, **FAMILIES[name])
+    sides = max(2, 32 // model.downsampling)
+    size = [side * model.downsampling for side in (sides, sides + 1)]
+    shape = (2, model.T if model.in_chans == 2 else 1, model.in_chans, *size)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return model, x.squeeze(1) if model.in_chans == 3 else x
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_counted_and_its_macs_are_torchs(name):
+    model, x = small(name)
+    measured = measure(model, [x])
+    assert measured.executed_macs == macs_by_torch(model, x)
+    if measured.T == 1:
+        assert measured.macs == measured.executed_macs
+    known = [m for m in model.modules() if isinstance(m, SpikingNeuron | SFA)]
+    assert len(measured.neurons) == len(known) and all(n.spikes > 0 for n in measured.neurons)
+    assert bool(known) == (name not in ANNS)
+    first, *others, _head = measured.layers
+    assert first.kind == "real"  # of normalised images
+    if known:
+        real = [each.layer for each in others if each.kind == "real"]
+        expected = re.compile(REAL_INPUTS.get(name, "nothing"))
+        assert real == [each.layer for each in others if expected.search(each.layer)]
+        rates = [each.rate for each in measured.neurons]
+        assert 0.1 < sum(rates) / len(rates) < 2.5  # of up to 4 in E-SpikeFormer
+        assert any("no estimate" in remark for remark in measured.remarks) is False
+    products = "multiply-accumulates of no listed layer" in measured.left_out
+    assert products == name.startswith(("transformer", "stsa", "mst"))
+
+
+def test_attention_that_mixes_samples_is_remarked():
+    options = dict(FAMILIES["stsa_2_256"], T=2, img_size=32)
+    x = torch.randn(2, 2, 2, 32, 32, dtype=torch.float64)
+    fixed, original = (
+        measure(make_model("stsa_2_256", stsa=stsa, **options), [x])
+        for stsa in ("fixed", "original")
+    )
+    assert [remark for remark in original.remarks if "stsa original" in remark]
+    assert not fixed.remarks and original.layers != fixed.layers
+
+
+@pytest.mark.parametrize("name", ["espikeformer_t", "espikeformer_12_512"])
+def test_integers_cost_as_much_as_the_binary_steps_that_they_become(name):
+    model, x = small(name)
+    integers, steps = measure(model, [x]), measure(qkformer.convert(model, method="sfa"), [x])
+    assert [n.spikes for n in integers.neurons] == [n.spikes for n in steps.neurons]
+    assert {each.kind for each in integers.layers} == {"real", "integer", "binary", "head"}
+    assert {each.input_max for each in steps.layers if each.kind == "binary"} == {1}
+    assert all(each.kind != "integer" for each in steps.layers)
+    for one, other in zip(integers.attention, steps.attention, strict=True):
+        assert (one.q_sum, one.k_sum, one.v_sum) == (other.q_sum, other.k_sum, other.v_sum)
+        assert (one.sums.total, one.kv_coincidences) == (other.sums.total, other.kv_coincidences)
+    for convention in ("qkformer", "events"):
+        one, other = (each.energy()[convention]["acs"] for each in (integers, steps))
+        assert one == pytest.approx(other, rel=1e-12)
+    assert steps.executed_macs == macs_by_torch(qkformer.convert(model, method="sfa"), x)
+
+
+@pytest.mark.parametrize("name", ["qcfs_resnet18", "mst_swin_t"])
+def test_spikes_of_a_learned_height_are_spikes(name):
+    model, x = small(name)
+    spiking = qkformer.convert(model, T=3, method="qcfs")
+    measured = measure(spiking, [x])
+    assert len(measured.neurons) >= 5 and all(n.spikes > 0 for n in measured.neurons)
+    assert measured.executed_macs == macs_by_torch(spiking, x)
+    _, *others, _ = measured.layers
+    real = [each.layer for each in others if each.kind != "binary"]
+    assert all("reduction" in layer for layer in real)  # behind BatchNorm, in Swin's merging
+    assert len(others) > 4 * len(real) and measured.energy()["events"]["acs"] > 0
 
 
 class Quarters(nn.Module):

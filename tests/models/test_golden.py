@@ -3,15 +3,13 @@
 The files in ``golden/`` hold what the published code computed in float64 from synthetic weights.
 """
 
-import argparse
-
 import naive_qkformer
 import numpy as np
 import published
 import pytest
 import torch
 import torch.nn.functional as F
-from published import PUBLISHED, published_input, published_model, published_state
+from published import PUBLISHED, publish, published_input, published_model, published_state
 
 import qkformer
 from qkformer.checkpoint.released import released_names
@@ -25,21 +23,6 @@ CASES = [
     for case in PUBLISHED
     for mode in (("original", "fixed") if case in QKFORMER else ("fixed",))
 ]
-
-
-def publish(state: dict, case: str, path) -> None:
-    """Write a state dict as its family's training script did."""
-    args = argparse.Namespace(model=case, lr=6e-4)
-    if "dvs" in case:
-        content = {"model": state, "optimizer": {}, "lr_scheduler": {}, "epoch": 90, "args": args,
-                   "max_test_acc1": 84.0, "test_acc5_at_max_test_acc1": 99.0}  # fmt: skip
-    elif case.startswith(("cifar", "spikingformer", "cml", "sdt")):  # timm's saver
-        state = {f"module.{key}": value for key, value in state.items()}
-        content = {"epoch": 400, "arch": case, "state_dict": state, "optimizer": {}, "version": 2,
-                   "args": args, "amp_scaler": {}, "metric": 96.18}  # fmt: skip
-    else:
-        content = {"model": state, "optimizer": {}, "epoch": 199, "scaler": {}, "args": args}
-    torch.save(content, path)
 
 
 @pytest.mark.slow

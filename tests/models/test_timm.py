@@ -4,7 +4,7 @@ import pytest
 import timm
 import timm.utils
 import torch
-from conftest import make_fire, make_model, with_spikes
+from conftest import firing, make_fire, make_model, with_spikes
 from families import FAMILIES
 from timm.layers import set_layer_config
 from timm.models import save_for_hf
@@ -23,7 +23,9 @@ def test_every_model_is_timms_too(name):
         model = timm.create_model(name, num_classes=7)
     cfg = model.pretrained_cfg
     assert cfg["architecture"] == name and cfg["input_size"][0] == model.in_chans
-    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    named, find = cfg["classifier"], model.get_submodule
+    heads = tuple(map(find, named)) if isinstance(named, tuple) else find(named)
+    assert model.get_classifier() == heads
     assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
 
 
@@ -36,6 +38,39 @@ def test_timm_builds_the_same_model(name):
     assert str(ours) == str(theirs)
     for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_every_family_has_timms_interface(name):
+    model = make_model(name, num_classes=7, **FAMILIES[name]).float()
+    sides = max(2, 16 // model.downsampling)
+    shape = (2, model.in_chans, model.downsampling * sides, model.downsampling * (sides + 1))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with firing() as fired:
+        final, stages = model.forward_intermediates(x)
+        logits = model.forward_head(final)
+    assert all(fired.values()) and torch.equal(logits, model(x))
+    assert torch.equal(stages[-1], final.mean(0)) and torch.equal(final, model.forward_features(x))
+    for stage, info in zip(stages, model.feature_info, strict=True):
+        assert stage.shape[1] == info["num_chs"]
+        assert x.shape[2] // stage.shape[2] == x.shape[3] // stage.shape[3] == info["reduction"]
+    scales = {
+        p: group["lr_scale"]
+        for group in param_groups_layer_decay(model, layer_decay=0.5)
+        for p in group["params"]
+    }
+    assert scales.keys() == set(model.parameters()) and scales[model.head.weight] == 1
+    first = next(model.stages[0].embed.parameters())
+    last = next(model.stages[-1].blocks[-1].parameters())
+    assert scales[first] == min(scales.values()) < scales[last] < 1
+    pooled = model.forward_head(final, pre_logits=True)
+    model.reset_classifier(5)
+    assert pooled.shape == (2, model.head_hidden_size) and model(x).shape == (2, 5)
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), pooled)
+    features = timm.create_model(name, features_only=True, **FAMILIES[name]).eval()(x)
+    assert [each.shape for each in features] == [stage.shape for stage in stages]
 
 
 def test_image_models_of_timm_are_built_by_name_too():

@@ -12,10 +12,10 @@ from qkformer.peers.meta_layers import RepConv
 E_SPIKEFORMERS = ["espikeformer_t", "espikeformer_12_512"]
 
 
-def made(name, **options):
-    model = make_model(name, **FAMILIES[name], **options)
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return model, x
+def made(name, seed=0, shape=(2, 3, 32, 32), **options):
+    model = make_model(name, seed, **FAMILIES[name], **options)
+    generator = torch.Generator().manual_seed(seed)
+    return model, torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def outputs(model, x):
@@ -33,10 +33,13 @@ def outputs(model, x):
     return logits, seen
 
 
-@pytest.mark.parametrize("levels", [4, 3])
+@pytest.mark.parametrize(
+    ("seed", "levels", "shape"),
+    [(0, 4, (2, 3, 32, 32)), (0, 3, (1, 3, 64, 48)), (1, 8, (3, 3, 48, 80))],
+)
 @pytest.mark.parametrize("name", E_SPIKEFORMERS)
-def test_binary_steps_compute_what_integers_do(name, levels):
-    model, x = made(name, levels=levels)
+def test_binary_steps_compute_what_integers_do(name, seed, levels, shape):
+    model, x = made(name, seed, shape, levels=levels)
     spiking = qkformer.convert(model, method="sfa")
     logits, integers = outputs(model, x)
     got, spikes = outputs(spiking, x)
@@ -74,7 +77,7 @@ def test_sfa_rounds_halves_and_passes_gradients_as_published(rounding, integers,
     assert (SFA(rounding=rounding, divide=False)(x)).tolist() == integers
 
 
-@pytest.mark.parametrize("name", ["metaspikformer_8_384", "espikeformer_12_512"])
+@pytest.mark.parametrize("name", ["metaspikformer_8_384", "espikeformer_t", "espikeformer_12_512"])
 def test_two_heads_are_averaged_but_in_distilled_training(name):
     model, x = made(name, distilled=True)
     mean = model(x)
