@@ -63,11 +63,11 @@ def energy(argv: Sequence[str]) -> None:
             print(
                 f"\npublished {row['energy_mJ']} mJ ({row['system']}, convention "
                 f"{row['convention']}, ssa {row['ssa']}; {row['source']}) / from this checkpoint "
-                f"{here:.4g} mJ / convention qkformer, ssa {source.model.ssa}"
+                f"{here:.4g} mJ / convention qkformer, ssa {source.ssa}"
             )
         facts = {
             "data": source.config.data.name,
-            "ssa": source.model.ssa,
+            "ssa": source.ssa,
             "parameters": count_parameters(source.model),
             "checkpoint": str(source.checkpoint),
             "published": beside(measured),

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from qkformer.data.loaders import read
 from qkformer.data.registry import Data
 from qkformer.data.source import DataError
 from qkformer.files import FileError
-from qkformer.models import SpikingNetwork
 from qkformer.text import one_line
 from qkformer.training.command_line import parse_test
 from qkformer.training.config import Config, ConfigError
@@ -40,13 +39,18 @@ class Source:
             class indices.
     """
 
-    model: SpikingNetwork
+    model: nn.Module
     config: Config
     data: Data
     checkpoint: Path
     output: Path
     world: World
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+    @property
+    def ssa(self) -> str | None:
+        """Which spiking self-attention: fixed or original; None where there is none."""
+        return getattr(self.model, "ssa", None)
 
     def images(self, files: Sequence[str]) -> Tensor:
         """Pictures as the test set's would enter the model: [B, C, H, W].

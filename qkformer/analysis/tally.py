@@ -134,7 +134,8 @@ def over_time(x: Tensor, frame: Frame, module: nn.Module, *, folded: bool = Fals
         folded: the first axis is all that may hold time, as of convolutions.
 
     Raises:
-        DataError: its shape is neither [T, B, ...], [T * B, ...] nor [B, ...].
+        DataError: its shape is neither [T, B, ...], [T * B, ...], [B, ...] nor, where T is 1,
+            [B * n, ...].
     """
     T, B = frame.T, frame.samples
     if getattr(module, "step_mode", None) == "s" and len(x) == B:
@@ -143,6 +144,8 @@ def over_time(x: Tensor, frame: Frame, module: nn.Module, *, folded: bool = Fals
         return x
     if len(x) in (T * B, B):
         return x.unflatten(0, (-1, B))
+    if T == 1 and len(x) % B == 0:  # windows of an image, side by side with the samples
+        return x.reshape(1, B, -1, *x.shape[1:])
     raise DataError(
         f"{type(module).__name__}: cannot tell time steps in {list(x.shape)} with T = {T} and "
         f"batches of {B}; give measure(..., T=...)"

@@ -7,7 +7,8 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-import qkformer
+import timm
+
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.registry import DATASETS
 from qkformer.data.source import DataConfig
@@ -21,16 +22,19 @@ class ConfigError(ValueError):
 
 @dataclass
 class ModelConfig:
-    """The model, as qkformer.create_model builds it; null is the model's own default.
+    """The model, as qkformer.create_model builds it.
+
+    null leaves an argument to the model's own default, and is all that a model takes which has no
+    such argument: an ANN has neither neurons nor their backend.
 
     Args:
-        name: A registered model, one of qkformer.list_models().
+        name: One of qkformer.list_models(), or any other image model of timm's.
         T: Time steps.
         ssa: Spiking self-attention, fixed or original (with the published leak between samples).
         neuron: lif, if or plif.
         mlp_ratio: Hidden width of the MLPs in units of their input's width.
         drop_path_rate: Stochastic depth of the last block, 0 <= rate < 1; rises from 0 linearly.
-        backend: Implementation of the neurons; auto takes the fastest that runs here.
+        backend: Implementation of the neurons; auto, and null, take the fastest that runs here.
         weights: Checkpoint to start from, as for fine-tuning; null for random weights.
         skip_head: Leave out that checkpoint's head, as for other classes.
         args: Any other argument of create_model, as in {embed_dim: 64, depths: [1, 1, 2]}.
@@ -42,15 +46,15 @@ class ModelConfig:
     neuron: str | None = None
     mlp_ratio: float | None = None
     drop_path_rate: float | None = None
-    backend: Literal["auto", "torch", "cupy"] = "auto"
+    backend: Literal["auto", "torch", "cupy"] | None = None
     weights: str | None = None
     skip_head: bool = False
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in qkformer.list_models():
+        if not timm.is_model(self.name):
             raise ValueError(
-                f"name: no model {self.name!r}{did_you_mean(self.name, qkformer.list_models())}"
+                f"name: no model {self.name!r}{did_you_mean(self.name, timm.list_models())}"
             )
         if self.T is not None and self.T < 1:
             raise ValueError(f"T: must be at least 1, got {self.T}")
@@ -61,7 +65,7 @@ class ModelConfig:
         if self.skip_head and self.weights is None:
             raise ValueError("skip_head: acts with weights only")
         for key in self.args:
-            if key in ("num_classes", "in_chans"):
+            if key in ("num_classes", "in_chans", "img_size"):
                 raise ValueError(f"args.{key}: is given by the data set, leave it out")
             if key in self.__dataclass_fields__:
                 raise ValueError(f"args.{key}: has a key of its own, model.{key}")

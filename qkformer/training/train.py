@@ -286,7 +286,7 @@ def measure_energy(run: Run, folder: Path) -> None:
         world=world,
         is_main=world.is_main,
         data=config.data.name,
-        ssa=learner.model.ssa,
+        ssa=getattr(learner.model, "ssa", None),
         parameters=count_parameters(learner.model),
     )
     if run.log:

@@ -296,7 +296,7 @@ LIMITS = [
     ("model.mlp_ratio", ".inf", "must be above 0"),
     ("model.drop_path_rate", "1", "must be in 0 <= rate < 1"),
     ("model.drop_path_rate", "-0.1", "must be in 0 <= rate < 1"),
-    ("model.backend", "numpy", "expected auto or torch or cupy, got numpy"),
+    ("model.backend", "numpy", "expected auto or torch or cupy or null, got numpy"),
     ("model.skip_head", "true", "acts with weights only"),
     ("model.skip_head", "maybe", "expected bool, got maybe"),
     ("data.name", "digit", "did you mean 'digits'"),

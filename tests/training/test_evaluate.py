@@ -141,7 +141,6 @@ def test_results_say_what_decides_them(config):
     assert results["arguments"] == {
         "T": 1,
         "neuron": "if",
-        "backend": "auto",
         "embed_dim": 16,
         "num_heads": 2,
     }
