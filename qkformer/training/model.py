@@ -12,10 +12,16 @@ import torch
 from torch import nn
 
 import qkformer
-from qkformer.checkpoint.load import check_checkpoint
+from qkformer.checkpoint.load import check_checkpoint, load_checkpoint
 from qkformer.data.registry import Data
 from qkformer.text import one_line
-from qkformer.training.config import ComputeConfig, Config, ConfigError, changed_keys
+from qkformer.training.config import (
+    ComputeConfig,
+    Config,
+    ConfigError,
+    ModelConfig,
+    changed_keys,
+)
 
 
 def prepare_model(model: nn.Module, compute: ComputeConfig, device: torch.device) -> nn.Module:
@@ -35,6 +41,42 @@ def create_model(config: Config, data: Data) -> nn.Module:
         ConfigError: the model does not take these arguments, or this input size.
     """
     return _create(config, num_classes=data.num_classes, in_chans=data.in_chans)
+
+
+def create_teacher(config: Config, data: Data) -> nn.Module | None:
+    """The model that `loss.teacher` names, for the same data, in evaluation mode; or None.
+
+    Raises:
+        ConfigError: it does not take this input size.
+        CheckpointError: its weights do not fit.
+    """
+    loss = config.loss
+    if loss.teacher is None:
+        return None
+    args = {} if loss.teacher_weights else {"pretrained": True}
+    teacher = create_model(replace(config, model=ModelConfig(loss.teacher, args=args)), data)
+    if loss.teacher_weights:
+        load_checkpoint(teacher, loss.teacher_weights)
+    return teacher.eval().requires_grad_(False)
+
+
+def check_loss(config: Config) -> None:
+    """Refuse a loss that is impossible with this model.
+
+    Raises:
+        ConfigError: with what the model lacks.
+    """
+    loss, name = config.loss, config.model.name
+    if loss.tet_lambda is None and loss.teacher is None:
+        return
+    model = _outline(config)
+    if loss.tet_lambda is not None and not isinstance(model, qkformer.models.SpikingNetwork):
+        raise ConfigError(f"loss.tet_lambda: {name} has no time steps; leave it null")
+    if loss.teacher and not getattr(model, "distilled", hasattr(model, "set_distilled_training")):
+        raise ConfigError(
+            f"loss.teacher: {name} has no second head to be taught; some models have one with "
+            "model.args.distilled: true"
+        )
 
 
 def check_model(
