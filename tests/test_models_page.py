@@ -10,6 +10,7 @@ import yaml
 from published import PUBLISHED, golden
 
 import qkformer
+from qkformer.training.command_line import parse_train
 
 DOCS = Path(__file__).parents[1] / "docs"
 DATA = yaml.safe_load((DOCS / "models.yml").read_text())
@@ -64,6 +65,14 @@ def test_rows_name_what_they_use():
         assert row["model"] in MODELS or row["model"] in DATA["timm"]
         assert "top1" not in row or row["source"] in DATA["sources"]
         assert "energy" not in row or row["convention"] in DATA["conventions"]
+
+
+def test_configs_are_of_the_models_and_time_steps_of_their_rows():
+    for row in ROWS:
+        for name in row.get("config", []):
+            config, _ = parse_train(DOCS.parent / "configs" / f"{name}.yml", [])
+            assert config.model.name == row["model"], name
+            assert config.model.T in (None, row.get("T"), 1 if "x" in str(row.get("T")) else None)
 
 
 def test_the_page_is_up_to_date():
