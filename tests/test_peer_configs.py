@@ -4,13 +4,24 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from conftest import make_fire
 from families import FAMILIES
-from test_configs import DEMO, FILES, PUBLISHED, cheap, comments, config_of, value_of
+from test_configs import (
+    CLASSES,
+    DEMO,
+    FILES,
+    PUBLISHED,
+    chain,
+    cheap,
+    comments,
+    config_of,
+    value_of,
+)
 from training.few import Eager
 
 import qkformer
@@ -20,15 +31,13 @@ from qkformer.checkpoint.released import NoPublishedNames, released_state_dict
 from qkformer.neurons import IF, NEURONS
 from qkformer.training import command_line
 from qkformer.training.evaluate import run_test
-from qkformer.training.model import check_model, count_parameters
+from qkformer.training.model import count_parameters, create_model
 from qkformer.training.train import run_training
 
 PEERS = [file for file in FILES if file not in (*PUBLISHED, DEMO)]
 ROWS = yaml.safe_load((Path(__file__).parents[1] / "docs" / "models.yml").read_text())["tables"]
 ROWS = [row for table in ROWS for row in table["rows"]]
 CHANS = {"dvs128-gesture": 2, "cifar10-dvs": 2}
-CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "dvs128-gesture": 11}
-CLASSES |= {"cifar10-dvs": 10}
 
 each = pytest.mark.parametrize("file", PEERS, ids=lambda file: file.stem)
 
@@ -49,7 +58,6 @@ def test_a_file_is_named_after_its_data_and_model(file):
 @each
 def test_the_model_has_the_parameters_that_the_comment_gives(file):
     config = config_of(file)
-    assert check_model(config) == []
     model = create(config, "meta")
     assert f". {count_parameters(model):,} parameters. " in comments(file)
     time = f"T = {model.T}" if config.model.T else "an ANN"
@@ -70,12 +78,10 @@ def test_the_accuracy_is_that_of_the_row_which_names_the_file(file):
 
 def create(config, device="cpu"):
     """The model, for the classes, channels and size of its data."""
-    data, model = config.data, config.model
-    options = {"num_classes": CLASSES[data.name], "in_chans": CHANS.get(data.name, 3)}
-    if ("swin_" in model.name and "mst" not in model.name) or model.name[:4] in ("stsa", "deit"):
-        options["img_size"] = data.image_size
+    name = config.data.name
+    data = SimpleNamespace(num_classes=CLASSES[name], in_chans=CHANS.get(name, 3))
     with torch.device(device):
-        return qkformer.create_model(model.name, **options, **model.arguments())
+        return create_model(config, data)
 
 
 # ------------------------------------------------------------------------------------- the recipes
@@ -351,6 +357,13 @@ def test_a_run_follows_the_recipe_of_its_publication(file):
     matching = [recipe for name, recipe in RECIPES.items() if re.fullmatch(name, file.stem)]
     recipe = {key: value for part in matching for key, value in part.items()}
     assert recipe and {key: value_of(config, key) for key in recipe} == recipe
+
+
+def test_a_step_on_imagenet_has_as_many_samples_as_the_file_or_its_base_says():
+    for file in (file for file in PEERS if file.stem.startswith("imagenet")):
+        texts = (part.read_text() for part in chain(file))
+        said = next(found for text in texts if (found := re.findall(r"= (\d+) per step", text)))
+        assert said == [str(config_of(file).samples_per_step(8))], file.name
 
 
 def test_every_recipe_has_a_file():

@@ -16,10 +16,10 @@ class AugmentationConfig:
             random crop, but the same resize and centre crop as in testing.
         crop_ratio: Images: width over height of the random crop, [least, most].
         hflip: Probability of a horizontal flip.
-        auto_augment: Images: a policy as timm spells it, such as rand-m9-mstd0.5-inc1. Event
-            frames: "event", one of identity, shear, translations, rotation and cutout, the same for
-            all frames of a sample; or cifar10 for AutoAugment's policy of that data set, by
-            torchvision. null for none.
+        auto_augment: Images: a policy as timm spells it, such as rand-m9-mstd0.5-inc1; or cifar10,
+            AutoAugment's for that data set, torchvision's. Event frames: "event", one of identity,
+            shear, translations, rotation and cutout, the same for all frames of a sample. null for
+            none.
         shift: Largest random move in x and in y, in pixels; 0 for none.
         mixup_alpha: Mixup draws its share from Beta(alpha, alpha); 0 for no mixup.
         cutmix_alpha: Likewise of CutMix, where a rectangle of another sample is that share; 0 for
