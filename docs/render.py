@@ -10,7 +10,8 @@ HERE = Path(__file__).parent
 HEAD = """# Models
 
 Every system that QKFormer's tables 1 and 2 compare it with, as a model of this package or of timm:
-`qkformer.create_model(name)`. This page is made by `python docs/render.py` from `docs/models.yml`.
+`qkformer.create_model(name)`. "Configs" train it by its published recipe; each file says what of it
+is not known to us. This page is made by `python docs/render.py` from `docs/models.yml`.
 
 Accuracies and energies are the publications'; none was reproduced here. "Exact" means that logits,
 loss, spike counts, gradients and BatchNorm's statistics equal those of the published code in
@@ -23,7 +24,8 @@ def render(data: dict[str, Any]) -> str:
     lines = [HEAD]
     for table in data["tables"]:
         lines += [f"## {table['title']}\n", f"{table['note']}\n"]
-        head = "system", "model", "parameters", "T", "px", "top-1 %", "energy mJ", "exact", "known"
+        head = ("system", "model", "parameters", "T", "px", "top-1 %", "energy mJ", "exact")
+        head += ("configs", "known")
         lines += _table(head, (_row(row, data) for row in table["rows"]))
     lines.append("## Conventions of energy\n")
     lines += [f"- **{name}**: {text}" for name, text in data["conventions"].items()]
@@ -63,6 +65,7 @@ def _row(row: dict[str, Any], data: dict[str, Any]) -> tuple[str, ...]:
         accuracy,
         energy,
         exact,
+        ", ".join(f"[{name}](../configs/{name}.yml)" for name in row.get("config", [])),
         row.get("note", ""),
     )
 

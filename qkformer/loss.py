@@ -1,8 +1,9 @@
-"""Losses that know of time steps; the others are PyTorch's and timm's."""
+"""Losses that are not simply PyTorch's or timm's."""
 
 from collections.abc import Callable
 
 import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 
 
@@ -29,3 +30,23 @@ def tet_loss(
     """
     loss = sum(criterion(step, target) for step in logits) / len(logits)
     return (1 - weight) * loss + weight * (logits - level).square().mean()
+
+
+class SmoothBinaryCrossEntropy(BinaryCrossEntropy):
+    """timm's binary cross-entropy, which smooths mixtures of labels as well as single labels.
+
+    As timm smooths both before they are mixed: an average of smoothed labels.
+
+    Args:
+        label_smoothing: share of a label that is spread over all classes.
+
+    Shape: logits [B, classes], class indices [B] or probabilities [B, classes] -> mean.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0):
+        super().__init__(label_smoothing)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.shape == logits.shape:
+            targets = targets * (1 - self.smoothing) + self.smoothing / logits.shape[1]
+        return super().forward(logits, targets)

@@ -1,9 +1,12 @@
-"""Temporal efficient training: hand-worked. tests/models/test_golden.py has the published one."""
+"""Losses: TET hand-worked (tests/models/test_golden.py has the published), BCE beside timm's."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+from timm.data.mixup import mixup_target
+from timm.loss import BinaryCrossEntropy
 
-from qkformer.loss import tet_loss
+from qkformer.loss import SmoothBinaryCrossEntropy, tet_loss
 
 
 def test_tet_is_the_mean_loss_of_the_steps_and_a_pull_to_one_level():
@@ -13,3 +16,13 @@ def test_tet_is_the_mean_loss_of_the_steps_and_a_pull_to_one_level():
     pull = ((2 - 0.5) ** 2 + 3 * 0.5**2) / 4
     got = tet_loss(logits, target, weight=0.1, level=0.5)
     torch.testing.assert_close(got, 0.9 * cross_entropy + 0.1 * pull)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_is_timms_of_labels_and_of_labels_that_it_smooths_and_mixes(smoothing):
+    logits, labels = torch.randn(8, 5), torch.arange(8) % 5
+    loss = SmoothBinaryCrossEntropy(smoothing)
+    assert loss(logits, labels).equal(BinaryCrossEntropy(smoothing)(logits, labels))
+    for share in (0.3, 1.0):
+        expected = BinaryCrossEntropy(0.0)(logits, mixup_target(labels, 5, share, smoothing))
+        torch.testing.assert_close(loss(logits, mixup_target(labels, 5, share)), expected)

@@ -11,6 +11,7 @@ from published import PUBLISHED, golden
 
 import qkformer
 from qkformer.analysis.published import published
+from qkformer.training.command_line import parse_train
 
 DOCS = Path(__file__).parents[1] / "docs"
 DATA = yaml.safe_load((DOCS / "models.yml").read_text())
@@ -96,6 +97,14 @@ def test_the_analysis_has_the_same_published_numbers():
         assert (known["top1"], known.get("energy_mJ")) == (top1, row.get("energy")), row
         if "millions" in row and "params_M" in known:
             assert abs(known["params_M"] - row["millions"]) < 0.05, row
+
+
+def test_configs_are_of_the_models_and_time_steps_of_their_rows():
+    for row in ROWS:
+        for name in row.get("config", []):
+            config, _ = parse_train(DOCS.parent / "configs" / f"{name}.yml", [])
+            assert config.model.name == row["model"], name
+            assert config.model.T in (None, row.get("T"), 1 if "x" in str(row.get("T")) else None)
 
 
 def test_the_page_is_up_to_date():

@@ -56,11 +56,15 @@ class Measurement:
         }
 
     def ann(self, mac_pj: float = conventions.MAC_PJ) -> dict[str, float]:
-        """The same network run once with MACs everywhere; additions that an SNN makes per MAC."""
+        """The same network run once with MACs everywhere; additions that an SNN makes per MAC.
+
+        Of a network without neurons, itself an ANN, that is all it executes, attention included.
+        """
+        macs = self.macs if self.neurons else self.executed_macs
         return {
-            "macs": self.macs,
-            "mJ": conventions.MILLI * mac_pj * self.macs,
-            "additions_per_mac": self.energy()["qkformer"]["acs"] / self.macs,
+            "macs": macs,
+            "mJ": conventions.MILLI * mac_pj * macs,
+            "additions_per_mac": self.energy()["qkformer"]["acs"] / macs,
         }
 
     def breakdown(self, convention: str = "qkformer") -> dict[str, float]:

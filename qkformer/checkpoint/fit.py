@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
 from qkformer.models import create_model, list_models
@@ -20,6 +20,13 @@ HEAD = tuple(
     for head in ("head", "head_dist", "head_kd", "fc", "classification")
     for leaf in ("weight", "bias")
 )
+
+
+def heads(model: nn.Module) -> tuple[str, ...]:
+    """`HEAD`, and what timm's description of a model calls so."""
+    named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    named = (named,) if isinstance(named, str) else named
+    return (*HEAD, *(f"{head}.{leaf}" for head in named for leaf in ("weight", "bias")))
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:

@@ -20,7 +20,7 @@ from qkformer.checkpoint.content import (
     number,
     recorded_config,
 )
-from qkformer.checkpoint.fit import HEAD, differences, refusal, same_shape, suggestion
+from qkformer.checkpoint.fit import HEAD, differences, heads, refusal, same_shape, suggestion
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
 from qkformer.text import some_of
@@ -116,7 +116,7 @@ def load_checkpoint(
         raise TypeError(f"expected a model, got {type(model).__name__}")
     content = read_checkpoint(path, mmap=True)
     state_dict_key, state = find_state_dict(content, path, use_ema)
-    match = _match(model, state, path, HEAD if skip_head else ())
+    match = _match(model, state, path, heads(model) if skip_head else ())
     if match.difference and (strict or not match.fitting):
         raise CheckpointError(refusal(path, match.difference, state))
     if strict:
@@ -161,7 +161,7 @@ def check_checkpoint(
     """
     content = read_checkpoint(path, mmap=True)
     _, state = find_state_dict(content, path, use_ema)
-    match = _match(model, state, path, HEAD)
+    match = _match(model, state, path, heads(model))
     first = match.names.get(f"{model.pretrained_cfg['first_conv']}.weight")
     difference = {
         name: line for name, line in match.difference.items() if name != first or name not in state
@@ -233,5 +233,5 @@ def _check_name(model: nn.Module, content: dict[str, Any], path: str | os.PathLi
     section = recorded_config(content).get("model")
     recorded = section.get("name") if isinstance(section, dict) else None
     architecture = getattr(model, "pretrained_cfg", {}).get("architecture")
-    if isinstance(recorded, str) and architecture and recorded != architecture:
+    if isinstance(recorded, str) and architecture and recorded.split(".")[0] != architecture:
         raise CheckpointError(f"{path} is of {recorded}, the model is {architecture}")

@@ -182,6 +182,8 @@ def released_names(model: SpikingNetwork) -> dict[str, tuple[str, tuple[int, ...
     Raises:
         NoPublishedNames: the model, or a part of it, was not published.
     """
+    if not isinstance(model, SpikingNetwork):
+        raise NoPublishedNames(f"{type(model).__name__} is timm's")
     rename = renames_of(model)
     if rename is not None:
         return {key: rename(key, tuple(v.shape)) for key, v in model.state_dict().items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qkformer.data.augmentation import AugmentationConfig
-from qkformer.data.image_transforms import random_shift, send
+from qkformer.data.image_transforms import cutout, random_shift, send
 from qkformer.data.mixup import Mixup
 from qkformer.data.source import DataError
 
@@ -198,27 +198,9 @@ def random_squares(batch: int, height: int, width: int) -> Tensor:
     return torch.stack([top, left, side], dim=1).long()
 
 
-def cutout(frames: Tensor, squares: Tensor) -> Tensor:
-    """Set a square of every sample to 0.
-
-    Args:
-        frames: [B, T, C, H, W], any dtype.
-        squares: [B, 3], integers: top, left and side in pixels; side 0 leaves a sample as it is.
-
-    Returns:
-        [B, T, C, H, W].
-    """
-    top, left, side = (squares[:, k].view(-1, 1, 1, 1, 1) for k in range(3))
-    rows = torch.arange(frames.shape[-2], device=frames.device)[:, None]
-    columns = torch.arange(frames.shape[-1], device=frames.device)
-    in_rows = (rows >= top) & (rows < top + side)
-    in_columns = (columns >= left) & (columns < left + side)
-    return frames.masked_fill(in_rows & in_columns, 0)
-
-
 def _check_that_every_key_acts(augmentation: AugmentationConfig) -> None:
     unused = AugmentationConfig()
-    for key in ("crop_scale", "crop_ratio", "erasing_prob", "erasing_mode"):
+    for key in ("crop_scale", "crop_ratio", "erasing_prob", "erasing_mode", "cutout"):
         if getattr(augmentation, key) != getattr(unused, key):
             raise DataError(f"augmentation.{key}: does not act on event frames; leave it out")
     if augmentation.auto_augment not in (None, "event"):

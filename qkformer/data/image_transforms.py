@@ -8,7 +8,15 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+from torchvision.transforms import (
+    AutoAugment,
+    AutoAugmentPolicy,
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    PILToTensor,
+    Resize,
+)
 from torchvision.transforms.functional import to_pil_image
 
 from qkformer.data.augmentation import AugmentationConfig
@@ -46,11 +54,14 @@ def training_transform(
             ratio=augmentation.crop_ratio,
             hflip=augmentation.hflip,
             color_jitter=None,
-            auto_augment=policy,
+            auto_augment=None if policy == "cifar10" else policy,
             interpolation="bicubic",
             mean=mean,
         )
         crop, *others = transform.transforms
+        if policy == "cifar10":
+            fill = tuple(round(255 * value) for value in mean)
+            others.insert(-1, AutoAugment(AutoAugmentPolicy.CIFAR10, fill=fill))
         # timm has no training transform with the geometry of testing
         geometry = [crop] if augmentation.crop_scale is not None else _resize_and_crop(config)
         transform = Compose([_to_pil, *geometry, *others])
@@ -109,10 +120,11 @@ class ImageAugmentation(nn.Module):
 
     Images move, are mixed, normalised, and lose a rectangle: the order of timm's loader, in which
     no rectangle shows through another image. Which images lose one, and where, is drawn from
-    Python's global random numbers; what takes its place from those of the batch's device.
+    Python's global random numbers; what takes its place from those of the batch's device. The
+    square of `cutout` comes from the CPU's.
 
     Args:
-        augmentation: `shift`, the keys of mixup, `erasing_prob` and `erasing_mode`.
+        augmentation: `shift`, the keys of mixup, `erasing_prob`, `erasing_mode` and `cutout`.
         mean: Per channel, of images scaled to 0..1.
         std: Likewise.
         num_classes: Number of classes.
@@ -128,6 +140,7 @@ class ImageAugmentation(nn.Module):
         super().__init__()
         self.shift, self.mix = augmentation.shift, Mixup(augmentation, num_classes)
         self.erasing_prob, self.erasing_mode = augmentation.erasing_prob, augmentation.erasing_mode
+        self.cutout = augmentation.cutout
         self.normalise = Normalise(mean, std)
 
     def forward(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -139,6 +152,8 @@ class ImageAugmentation(nn.Module):
                 self.erasing_prob, mode=self.erasing_mode, max_count=1, device=images.device
             )
             images = erase(images)
+        if self.cutout:
+            images = cutout(images, send(centred_squares(images, self.cutout), images.device))
         return images, targets
 
 
@@ -184,6 +199,34 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
     sample = torch.arange(batch, device=images.device).view(batch, 1, 1, 1)
     channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
     return padded[sample, channel, rows, columns]
+
+
+def centred_squares(images: Tensor, side: int) -> Tensor:
+    """A square per image [B, C, H, W], its centre anywhere: int64 [B, 3] of top, left and side.
+
+    On the CPU. Parts of it may be outside: DeVries and Taylor, arXiv 1708.04552.
+    """
+    batch, _, height, width = images.shape
+    top, left = (torch.randint(size, (batch,)) - side // 2 for size in (height, width))
+    return torch.stack([top, left, torch.full_like(top, side)], dim=1)
+
+
+def cutout(images: Tensor, squares: Tensor) -> Tensor:
+    """Set a square of every sample to 0.
+
+    Args:
+        images: [B, ..., H, W], any dtype.
+        squares: [B, 3], integers: top, left and side in pixels; side 0 leaves a sample as it is.
+
+    Returns:
+        [B, ..., H, W].
+    """
+    top, left, side = (part.view(-1, *[1] * (images.ndim - 1)) for part in squares.unbind(1))
+    rows = torch.arange(images.shape[-2], device=images.device)[:, None]
+    columns = torch.arange(images.shape[-1], device=images.device)
+    in_rows = (rows >= top) & (rows < top + side)
+    in_columns = (columns >= left) & (columns < left + side)
+    return images.masked_fill(in_rows & in_columns, 0)
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:

@@ -48,6 +48,8 @@ class TrainingBatches(Sampler[list[Key]]):
         rank: This process, 0 <= rank < world_size.
         world_size: Number of processes.
         accumulation: Batches of a process that make a step; a pass ends with a whole step.
+        repeats: How often a sample is there, one in so many being left out. As by timm's
+            RepeatAugSampler, those of one sample go to different batches of a step.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class TrainingBatches(Sampler[list[Key]]):
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
+        repeats: int = 1,
     ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
         self.set_position(0)
 
@@ -87,10 +90,19 @@ class TrainingBatches(Sampler[list[Key]]):
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(self.size)
         seeds = random.integers(2**32, size=self.size)
+        if self.repeats > 1:
+            order = self._repeated(order)
         for batch in range(len(self)):
             start = self.done + batch * self.together + self.rank * self.batch_size
-            indices = order[start : start + self.batch_size].tolist()
-            yield [(index, int(seeds[index])) for index in indices]
+            part = slice(start, start + self.batch_size)
+            yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
+
+    def _repeated(self, order: np.ndarray) -> np.ndarray:
+        """As many whole steps as before, of fewer samples, each dealt out batch by batch."""
+        whole = self.size // self.step_size * self.step_size
+        repeated = np.repeat(order, self.repeats)[:whole]
+        batches = self.step_size // self.batch_size
+        return repeated.reshape(-1, self.batch_size, batches).swapaxes(1, 2).reshape(-1)
 
     def __len__(self) -> int:
         """Batches left for every process; all are full, the rest of the epoch is left out."""
@@ -127,6 +139,7 @@ def training_loader(
     rank: int = 0,
     world_size: int = 1,
     accumulation: int = 1,
+    repeats: int = 1,
 ) -> DataLoader:
     """Shuffled full batches; call `loader.batch_sampler.set_position(epoch, done)` before a pass.
 
@@ -146,6 +159,7 @@ def training_loader(
         rank=rank,
         world_size=world_size,
         accumulation=accumulation,
+        repeats=repeats,
     )
     return _loader(dataset, batches, config, device)
 

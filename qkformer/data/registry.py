@@ -1,7 +1,7 @@
 """From a name in the configuration to what the training loop takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from qkformer.data.image_transforms import (
 )
 from qkformer.data.imagenet import imagenet
 from qkformer.data.samples import Samples, held_out
-from qkformer.data.source import DataConfig, EventData, ImageData
+from qkformer.data.source import DataConfig, DataError, EventData, ImageData
 
 # A data set is a function of the `data` section and, by keyword, of T (frames per recording, which
 # images do not need) and `training` (False: the training samples may be None).
@@ -84,6 +84,7 @@ def load_data(
         )
         prepare = EventFrames(source.size, config.image_size)
     else:
+        source = _normalised_as(config, source)
         train_transform = training_transform(augmentation, config, source.mean)
         still_transform = test_transform(config)
         augment = ImageAugmentation(augmentation, source.mean, source.std, source.num_classes)
@@ -102,3 +103,14 @@ def load_data(
         num_classes=source.num_classes,
         in_chans=source.in_chans,
     )
+
+
+def _normalised_as(config: DataConfig, source: ImageData) -> ImageData:
+    """With the configured mean and std, where there are any."""
+    given = {key: value for key in ("mean", "std") if (value := getattr(config, key)) is not None}
+    for key, value in given.items():
+        if len(value) != source.in_chans:
+            raise DataError(
+                f"data.{key}: is of {len(value)} channels, {config.name} has {source.in_chans}"
+            )
+    return replace(source, **given)

@@ -1,5 +1,6 @@
 """What a data set is: the configuration it is given and the two forms it can take."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -28,6 +29,8 @@ class DataConfig:
             chosen; 0 chooses it on the test set, as the published numbers were.
         crop_pct: Test images: the shorter side is resized to image_size / crop_pct and the centre
             cut out; null for the published rule, 0.875 up to 224 pixels and 1 above.
+        mean: Images: of each channel, scaled to 0..1, what is subtracted; null for the data set's.
+        std: Likewise, by what is divided then.
         on_damaged: A sample that cannot be read stops the run (error) or is left out, counted and
             reported (skip).
         workers: Processes that load data, for every training process; 0 loads in the latter.
@@ -42,6 +45,8 @@ class DataConfig:
     split: Literal["released", "tebn"] | None = None
     val_fraction: float = 0.0
     crop_pct: float | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     on_damaged: Literal["error", "skip"] = "error"
     workers: int = 0
 
@@ -57,6 +62,8 @@ class DataConfig:
             raise ValueError(f"val_fraction: must be in 0 <= value < 1, got {self.val_fraction}")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct: must be in 0 < value <= 1, got {self.crop_pct}")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std: must all be above 0, got {list(self.std)}")
         self._check_that_every_key_acts()
 
     @property
@@ -67,8 +74,9 @@ class DataConfig:
     def _check_that_every_key_acts(self) -> None:
         if self.download and self.name not in ("cifar10", "cifar100"):
             raise ValueError(f"download: only cifar10 and cifar100 can be fetched, not {self.name}")
-        if self.crop_pct is not None and self.name in EVENTS:
-            raise ValueError(f"crop_pct: acts on images only, {self.name} has event frames")
+        for key in ("crop_pct", "mean", "std"):
+            if getattr(self, key) is not None and self.name in EVENTS:
+                raise ValueError(f"{key}: acts on images only, {self.name} has event frames")
         if self.split is not None and self.name != "cifar10-dvs":
             raise ValueError(f"split: only cifar10-dvs has a choice, {self.name} has one split")
 

@@ -155,4 +155,5 @@ class STSAFormer(SpikingNetwork):
         super().__init__([stage], in_chans=in_chans, T=T, **kwargs)
 
 
-register_variants(STSAFormer, {"stsa_2_256": (dvs_cfg(), dict(embed_dim=256, depth=2))})
+_CFG = dvs_cfg() | {"fixed_input_size": True}  # timm's word for models with an img_size
+register_variants(STSAFormer, {"stsa_2_256": (_CFG, dict(embed_dim=256, depth=2))})

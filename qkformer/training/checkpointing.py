@@ -11,7 +11,7 @@ from typing import Any
 from qkformer.checkpoint.io import CheckpointError, read_checkpoint, save_checkpoint
 from qkformer.files import FileError, Lock
 from qkformer.text import first_sentence, some_of
-from qkformer.training.config import Config, ConfigError, changed_keys
+from qkformer.training.config import Config, ConfigError, changed_keys, flat
 from qkformer.training.distributed import Stopped, StopRequest, World
 from qkformer.training.environment import make_folder, random_state, set_random_state
 from qkformer.training.learner import Learner
@@ -233,6 +233,12 @@ def find_checkpoint(resume: str, output: Path, config: Config, samples: int) -> 
     before = content.get("samples_per_step", samples)
     if samples != before:  # it is the number of processes that has changed, or made up for a key
         changed.append(f"samples per step: {before} -> {samples}")
+    before, now = (flat(each).get("optimizer.name") for each in (content["config"], asdict(config)))
+    if before not in (None, now) and not goes_on:
+        raise ConfigError(
+            f"optimizer.name: {path} holds what {before} remembers, {now} cannot go on from that; "
+            "--model.weights takes the weights alone"
+        )
     if changed and goes_on:
         raise ConfigError(
             f"{output} holds a run of another configuration ({some_of(changed)}): choose another "

@@ -24,6 +24,7 @@ from qkformer.training.config_file import (
     shown,
     to_yaml,
     typed,
+    whole_of,
 )
 
 TESTED_SECTIONS = ("model.", "data.", "compute.")
@@ -210,7 +211,7 @@ class _CommandLine:
 
     def _check_name(self, name: str) -> None:
         known = [*self.known, *SECTIONS, *KEYS]
-        if name in (*known, *_LAUNCHER) or name.startswith("model.args."):
+        if name in (*known, *_LAUNCHER) or whole_of(name):
             return
         question = did_you_mean(name, [f"--{each}" for each in known])
         for command, options in (("train.py", TrainOptions), ("test.py", TestOptions)):

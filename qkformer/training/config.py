@@ -7,11 +7,14 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-import qkformer
+import timm
+
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.registry import DATASETS
 from qkformer.data.source import DataConfig
 from qkformer.text import did_you_mean
+from qkformer.training.objective import LossConfig
+from qkformer.training.optimizer import OptimizerConfig
 from qkformer.training.schedule import ScheduleConfig
 
 
@@ -27,7 +30,7 @@ class ModelConfig:
     such argument: an ANN has neither neurons nor their backend.
 
     Args:
-        name: A registered model, one of qkformer.list_models().
+        name: One of qkformer.list_models(), or any other image model of timm's.
         T: Time steps.
         ssa: Spiking self-attention, fixed or original (with the published leak between samples).
         neuron: lif, if or plif.
@@ -51,9 +54,9 @@ class ModelConfig:
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in qkformer.list_models():
+        if not timm.is_model(self.name):
             raise ValueError(
-                f"name: no model {self.name!r}{did_you_mean(self.name, qkformer.list_models())}"
+                f"name: no model {self.name!r}{did_you_mean(self.name, timm.list_models())}"
             )
         if self.T is not None and self.T < 1:
             raise ValueError(f"T: must be at least 1, got {self.T}")
@@ -64,7 +67,7 @@ class ModelConfig:
         if self.skip_head and self.weights is None:
             raise ValueError("skip_head: acts with weights only")
         for key in self.args:
-            if key in ("num_classes", "in_chans"):
+            if key in ("num_classes", "in_chans", "img_size"):
                 raise ValueError(f"args.{key}: is given by the data set, leave it out")
             if key in self.__dataclass_fields__:
                 raise ValueError(f"args.{key}: has a key of its own, model.{key}")
@@ -74,69 +77,6 @@ class ModelConfig:
         not_arguments = ("name", "weights", "skip_head", "args")
         own = {key: value for key, value in asdict(self).items() if key not in not_arguments}
         return {key: value for key, value in own.items() if value is not None} | self.args
-
-
-@dataclass
-class LossConfig:
-    """Cross-entropy.
-
-    Args:
-        label_smoothing: Share of the target spread over all classes, in training only.
-    """
-
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing: must be in 0 <= value < 1, got {self.label_smoothing}"
-            )
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW and the steps it takes.
-
-    Args:
-        lr: Peak learning rate.
-        lr_per_batch: Number of samples per step to which `lr` belongs: it is scaled linearly to the
-            run's own (batch size x processes x accumulation steps); null takes `lr` as it is.
-        weight_decay: Decoupled, on weights only: not on biases, BatchNorm, learned time constants.
-        betas: Decay of the running means of the gradient and of its square.
-        accumulation_steps: Batches of every process whose gradients make one step.
-        clip_grad_norm: Largest 2-norm of the whole gradient, to which it is scaled down; or null.
-        ema_decay: Decay per step of a running mean of the weights, which is tested and saved beside
-            them; null for none.
-    """
-
-    lr: float
-    lr_per_batch: int | None = None
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    accumulation_steps: int = 1
-    clip_grad_norm: float | None = None
-    ema_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr: must be above 0, got {self.lr}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay: must be 0 or more, got {self.weight_decay}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: must both be in 0 <= beta < 1, got {list(self.betas)}")
-        for key in ("lr_per_batch", "accumulation_steps"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"{key}: must be at least 1, got {getattr(self, key)}")
-        if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
-            raise ValueError(f"clip_grad_norm: must be above 0, got {self.clip_grad_norm}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay: must be in 0 < decay < 1, got {self.ema_decay}")
-
-    def peak_lr(self, samples_per_step: int) -> float:
-        """Peak learning rate of a run that takes so many samples, of all processes, per step."""
-        if self.lr_per_batch is None:
-            return self.lr
-        return self.lr * samples_per_step / self.lr_per_batch
 
 
 @dataclass
@@ -213,8 +153,8 @@ class Config:
         model: Arguments of qkformer.create_model; null leaves one at the model's own default
         data: Which data, how large, how many at once
         augmentation: What is done to training samples
-        loss: Cross-entropy
-        optimizer: AdamW and the steps it takes
+        loss: What is minimised
+        optimizer: The optimizer and the steps it takes
         schedule: Learning rate over time
         compute: How the arithmetic is done
         checkpoint: When a run is saved
@@ -309,7 +249,7 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys in dotted form, with those of model.args; tuples as lists."""
+    """Nested keys in dotted form, with those of model.args and the like; tuples as lists."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

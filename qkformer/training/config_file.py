@@ -107,7 +107,7 @@ def naming(path: object) -> Iterator[None]:
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key, all that is given of a section, or an entry of model.args.
+    """Set a key, all that is given of a section, or an entry of model.args or optimizer.args.
 
     Raises:
         ConfigError: there is no such key, or the value is of another type.
@@ -117,12 +117,19 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"{key}: expected keys below it, got {shown(value)}")
         for inner, part in value.items():
             assign(values, f"{key}.{inner}", part)
-    elif key.startswith("model.args."):
-        values["model.args"] = {**values.get("model.args", {}), key.split(".", 2)[2]: value}
+    elif (whole := whole_of(key)) is not None:
+        name = key.removeprefix(f"{whole}.")
+        values[whole] = {**values.get(whole, {}), name: value}
     elif key in KEYS:
         values[key] = typed(key, value, KEYS[key])
     else:
         raise ConfigError(f"unknown key {key!r}{did_you_mean(key, [*SECTIONS, *KEYS])}")
+
+
+def whole_of(key: str) -> str | None:
+    """model.args for model.args.depths; None for what is no entry of such a key."""
+    section, _, name = key.partition(".args.")
+    return f"{section}.args" if name and f"{section}.args" in KEYS else None
 
 
 def from_text(text: str, kind: Any = Any) -> Any:

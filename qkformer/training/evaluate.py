@@ -17,8 +17,7 @@ from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.loaders import evaluation_loader, read
 from qkformer.data.registry import Data, load_data
 from qkformer.files import append_lines, write_text
-from qkformer.models import SpikingNetwork
-from qkformer.neurons import SpikingNeuron
+from qkformer.neurons import SFA, SpikingNeuron
 from qkformer.training.command_line import TestOptions
 from qkformer.training.config import Config, ConfigError
 from qkformer.training.distributed import World, announced, joined
@@ -188,7 +187,7 @@ def load_tests(config: Config, device: torch.device, world: World) -> tuple[Data
 
 def load_tested(
     config: Config, options: TestOptions, data: Data, device: torch.device
-) -> tuple[SpikingNetwork, LoadReport]:
+) -> tuple[nn.Module, LoadReport]:
     """The model with the checkpoint's weights, on the device, and what was loaded."""
     model = create_model(config, data)
     report = load_checkpoint(model, options.checkpoint, use_ema=options.weights == "ema")
@@ -242,9 +241,11 @@ def _test(
     return results
 
 
-def _facts(config: Config, data: Data, model: SpikingNetwork) -> dict[str, Any]:
+def _facts(config: Config, data: Data, model: nn.Module) -> dict[str, Any]:
     """What was tested on what, as far as it decides the numbers."""
-    neurons = {type(part).__name__ for part in model.modules() if isinstance(part, SpikingNeuron)}
+    neurons = {
+        type(part).__name__ for part in model.modules() if isinstance(part, SpikingNeuron | SFA)
+    }
     # images are resized and cut out one by one; event frames go to the device as they are
     steps = data.test.transform.transforms if data.test.transform else []
     released = "released" if config.data.name == "cifar10-dvs" else None
@@ -256,8 +257,8 @@ def _facts(config: Config, data: Data, model: SpikingNetwork) -> dict[str, Any]:
         "neuron": ", ".join(sorted(neurons)),
         "arguments": config.model.arguments(),
         "parameters": count_parameters(model),
-        "T": model.T,
-        "ssa": model.ssa,
+        "T": getattr(model, "T", None),  # which an ANN has not
+        "ssa": getattr(model, "ssa", None),
         "input_size": [data.in_chans, config.data.image_size, config.data.image_size],
         "batch_size": config.data.evaluation_batch_size,
     }

@@ -1,21 +1,22 @@
 """A model with what makes it learn: optimizer, precision, averaged weights, other processes."""
 
+import copy
 import math
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
 
 from qkformer.checkpoint.io import CheckpointError
-from qkformer.training.config import Config, OptimizerConfig
+from qkformer.training.config import Config
 from qkformer.training.distributed import World
-from qkformer.training.environment import DTYPES, autocast, scales
+from qkformer.training.environment import autocast, scales
 from qkformer.training.model import prepare_model
+from qkformer.training.objective import Objective
+from qkformer.training.optimizer import create_optimizer
 
 
 class Learner:
@@ -26,6 +27,7 @@ class Learner:
         config: Its `loss`, `optimizer` and `compute` sections act here.
         device: Where to compute.
         world: The processes.
+        teacher: The model that `loss` names, if it names one.
 
     Attributes:
         model: The bare model on the device, whose state dict has no wrapper's prefixes.
@@ -34,7 +36,12 @@ class Learner:
     """
 
     def __init__(
-        self, model: nn.Module, config: Config, device: torch.device, world: World
+        self,
+        model: nn.Module,
+        config: Config,
+        device: torch.device,
+        world: World,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.config, self.device = config.optimizer, device
         self.model = prepare_model(model, config.compute, device)
@@ -45,7 +52,10 @@ class Learner:
         # DistributedDataParallel would do it too, but behind the copy that averages
         world.share(*self.model.parameters(), *self.model.buffers())
         self.optimizer = create_optimizer(self.model, config.optimizer)
-        self.loss = nn.CrossEntropyLoss(label_smoothing=config.loss.label_smoothing)
+        if teacher is not None:
+            teacher = prepare_model(teacher, config.compute, device)
+            self.model.set_distilled_training()
+        self.objective = Objective(config.loss, teacher)
         self.precision = config.compute.precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales(self.precision, device))
         decay = config.optimizer.ema_decay
@@ -76,13 +86,14 @@ class Learner:
         inner = isinstance(self.network, DistributedDataParallel) and not exchange
         with self.network.no_sync() if inner else nullcontext():
             with autocast(self.precision, self.device):
-                logits = self.network(samples)
-            loss = self.loss(logits.float() if logits.dtype in DTYPES.values() else logits, targets)
+                output = self.network(samples, **self.objective.options)
+                taught = self.objective.taught(samples)
+            loss, logits = self.objective(output, targets, taught)
             self.scaler.scale(loss / self.config.accumulation_steps).backward()
         return loss.detach(), logits.detach()
 
     def update(self, rate: float) -> Tensor:
-        """Take a step of AdamW.
+        """Take a step of the optimizer.
 
         Args:
             rate: Learning rate.
@@ -91,7 +102,7 @@ class Learner:
             2-norm of the gradient before clipping; not finite where the scaler leaves out the step.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         most = self.config.clip_grad_norm or math.inf
@@ -142,6 +153,7 @@ class Learner:
         """The moments, but not the hyperparameters: these are the configuration's.
 
         Nor what PyTorch keeps beside these: a run on the CPU that goes on on a GPU becomes fused.
+        What a group has that it begins without, as LAMB's number of steps, is no hyperparameter.
         """
         own = self.optimizer.state_dict()["param_groups"]
         both = own, saved["param_groups"]
@@ -153,13 +165,5 @@ class Learner:
             index: {name: torch.as_tensor(value).clone() for name, value in moments.items()}
             for index, moments in saved["state"].items()
         }
-        self.optimizer.load_state_dict({"state": state, "param_groups": own})
-
-
-def create_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW that decays weights of two or more dimensions, but for the model's exceptions."""
-    exceptions = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exceptions)
-    # one kernel for all parameters where it exists on the GPU
-    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-    return AdamW(groups, lr=config.lr, betas=config.betas, fused=True if on_gpu else None)
+        groups = [copy.deepcopy(theirs) | ours for ours, theirs in zip(*both, strict=True)]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})

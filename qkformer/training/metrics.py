@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkformer.neurons import SpikingNeuron
+from qkformer.neurons import SFA, SpikingNeuron
 from qkformer.text import some_of
 from qkformer.training.distributed import World
 
@@ -196,7 +196,7 @@ class EpochMetrics:
 
 
 class FiringRates:
-    """Mean spikes per neuron and time step of every layer of neurons.
+    """Mean spikes per neuron and time step of every layer of neurons; an ANN has none.
 
     Args:
         model: The model itself, not its DistributedDataParallel wrapper.
@@ -206,7 +206,7 @@ class FiringRates:
         self.layers = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, SpikingNeuron)
+            if isinstance(module, SpikingNeuron | SFA)
         }
         self.sums = dict.fromkeys(self.layers, 0.0)
         self.calls = dict.fromkeys(self.layers, 0)
@@ -234,8 +234,11 @@ class FiringRates:
         }
 
     def _hook(self, name: str):
-        def count(_module: nn.Module, _inputs: tuple, spikes: Tensor) -> None:
-            self.sums[name] += spikes.detach().mean(dtype=torch.float32)  # stays on the device
+        def count(module: nn.Module, _inputs: tuple, spikes: Tensor) -> None:
+            rate = spikes.detach().mean(dtype=torch.float32)  # stays on the device
+            # where integers stand for spikes, those of one of the steps that they unroll to
+            whole = isinstance(module, SFA) and not module.divide
+            self.sums[name] += rate / module.levels if whole else rate
             self.calls[name] += 1
 
         return count

@@ -1,20 +1,27 @@
 """The configured model for the configured data, and what of it can be said before there are any."""
 
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
 import qkformer
-from qkformer.checkpoint.load import check_checkpoint
+from qkformer.checkpoint.load import check_checkpoint, load_checkpoint
 from qkformer.data.registry import Data
-from qkformer.models import SpikingNetwork
 from qkformer.text import one_line
-from qkformer.training.config import ComputeConfig, Config, ConfigError, changed_keys
+from qkformer.training.config import (
+    ComputeConfig,
+    Config,
+    ConfigError,
+    ModelConfig,
+    changed_keys,
+)
 
 
 def prepare_model(model: nn.Module, compute: ComputeConfig, device: torch.device) -> nn.Module:
@@ -27,13 +34,49 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def create_model(config: Config, data: Data) -> SpikingNetwork:
+def create_model(config: Config, data: Data) -> nn.Module:
     """The model that `config.model` names, for the classes, channels and size of the data.
 
     Raises:
         ConfigError: the model does not take these arguments, or this input size.
     """
     return _create(config, num_classes=data.num_classes, in_chans=data.in_chans)
+
+
+def create_teacher(config: Config, data: Data) -> nn.Module | None:
+    """The model that `loss.teacher` names, for the same data, in evaluation mode; or None.
+
+    Raises:
+        ConfigError: it does not take this input size.
+        CheckpointError: its weights do not fit.
+    """
+    loss = config.loss
+    if loss.teacher is None:
+        return None
+    args = {} if loss.teacher_weights else {"pretrained": True}
+    teacher = create_model(replace(config, model=ModelConfig(loss.teacher, args=args)), data)
+    if loss.teacher_weights:
+        load_checkpoint(teacher, loss.teacher_weights)
+    return teacher.eval().requires_grad_(False)
+
+
+def check_loss(config: Config) -> None:
+    """Refuse a loss that is impossible with this model.
+
+    Raises:
+        ConfigError: with what the model lacks.
+    """
+    loss, name = config.loss, config.model.name
+    if loss.tet_lambda is None and loss.teacher is None:
+        return
+    model = _outline(config)
+    if loss.tet_lambda is not None and not isinstance(model, qkformer.models.SpikingNetwork):
+        raise ConfigError(f"loss.tet_lambda: {name} has no time steps; leave it null")
+    if loss.teacher and not getattr(model, "distilled", hasattr(model, "set_distilled_training")):
+        raise ConfigError(
+            f"loss.teacher: {name} has no second head to be taught; some models have one with "
+            "model.args.distilled: true"
+        )
 
 
 def check_model(
@@ -86,29 +129,37 @@ def check_model(
         f"model.{key}: {getattr(model, key)}, but {checkpoint} was trained with "
         f"{getattr(trained, key)}"
         for key in ("T", "ssa")
-        if getattr(model, key) != getattr(trained, key) and key not in on_purpose
+        if getattr(model, key, None) != getattr(trained, key, None) and key not in on_purpose
     ]
 
 
-def _outline(config: Config) -> SpikingNetwork:
+def _outline(config: Config) -> nn.Module:
     """The model without its weights, for classes and channels of its own."""
     with torch.device("meta"):
         return _create(config)
 
 
-def _printed(model: SpikingNetwork) -> str:
+def _printed(model: nn.Module) -> str:
     """What the layers compute, as they print it; whether by an argument or its default."""
+    if not isinstance(model, qkformer.models.SpikingNetwork):
+        return re.sub(r"\bp=[\d.]+", "p", str(model))  # dropout acts in training only
     return str(model.stages).replace(f"ssa={model.ssa}", "ssa")
 
 
-def _create(config: Config, **options: Any) -> SpikingNetwork:
+def _create(config: Config, **options: Any) -> nn.Module:
+    name, size = config.model.name, config.data.image_size
+    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+        options["img_size"] = size
     try:
-        model = qkformer.create_model(config.model.name, **options, **config.model.arguments())
-    except (TypeError, ValueError, RuntimeError) as error:  # the last: a backend that cannot run
-        raise ConfigError(f"model: {one_line(error)}") from error
-    if config.data.image_size % model.downsampling:
+        model = qkformer.create_model(name, **options, **config.model.arguments())
+    except TypeError as error:
         raise ConfigError(
-            f"data.image_size: must be a multiple of {model.downsampling} for "
-            f"{config.model.name}, got {config.data.image_size}"
+            f"model: {one_line(error)}; null for what a network does not take"
+        ) from error
+    except (ValueError, RuntimeError, AssertionError) as error:  # a backend that cannot run, ...
+        raise ConfigError(f"model: {one_line(error)}") from error
+    if size % getattr(model, "downsampling", 1):
+        raise ConfigError(
+            f"data.image_size: must be a multiple of {model.downsampling} for {name}, got {size}"
         )
     return model

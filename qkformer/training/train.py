@@ -52,7 +52,13 @@ from qkformer.training.metrics import (
     check_weights,
     dead_layers,
 )
-from qkformer.training.model import check_model, count_parameters, create_model
+from qkformer.training.model import (
+    check_loss,
+    check_model,
+    count_parameters,
+    create_model,
+    create_teacher,
+)
 from qkformer.training.schedule import create_schedule
 
 STEPS_BETWEEN_LOOKS = 10  # a look at what was computed makes a GPU wait
@@ -101,8 +107,10 @@ def run_training(
     device = choose_device(options.device, alone)
     check_compute(config.compute, device)
     check_packages(config.log)
-    if config.model.weights and not Path(config.model.weights).is_file():
-        raise ConfigError(f"model.weights: there is no file {config.model.weights}")
+    weights = {"model.weights": config.model.weights}
+    for key, file in (weights | {"loss.teacher_weights": config.loss.teacher_weights}).items():
+        if file and not Path(file).is_file():
+            raise ConfigError(f"{key}: there is no file {file}")
     config.check_rates(alone.size)
     with joined(alone, device) as world:
         if options.dry_run:
@@ -126,6 +134,7 @@ def set_up(config: Config, options: TrainOptions, device: torch.device, world: W
     found = world.first(lambda: find_checkpoint(options.resume, options.output, config, samples))
     weights = None if found else config.model.weights
     world.say(*check_model(config, weights))
+    check_loss(config)
     data = load_data(config.data, config.augmentation, config.model.T)
     world.wait_for_data()
     place = {"rank": world.rank, "world_size": world.size}
@@ -134,6 +143,7 @@ def set_up(config: Config, options: TrainOptions, device: torch.device, world: W
         config.data,
         device,
         seed=config.seed,
+        repeats=config.augmentation.repeats,
         accumulation=config.optimizer.accumulation_steps,
         **place,
     )
@@ -148,7 +158,7 @@ def set_up(config: Config, options: TrainOptions, device: torch.device, world: W
     if weights:
         report = load_checkpoint(model, weights, skip_head=config.model.skip_head)
         world.say(f"starts from {report}")
-    learner = Learner(model, config, device, world)
+    learner = Learner(model, config, device, world, create_teacher(config, data))
     data.augment.to(device)
     data.prepare.to(device)
     schedule = create_schedule(config.schedule, config.optimizer.peak_lr(samples), config.epochs)
@@ -286,7 +296,7 @@ def measure_energy(run: Run, folder: Path) -> None:
         world=world,
         is_main=world.is_main,
         data=config.data.name,
-        ssa=learner.model.ssa,
+        ssa=getattr(learner.model, "ssa", None),
         parameters=count_parameters(learner.model),
     )
     if run.log:

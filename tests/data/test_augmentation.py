@@ -69,14 +69,16 @@ class Augmented(Dataset):
             mixup_alpha=0.5,
         ),
         AugmentationConfig(erasing_prob=0.6, erasing_mode="pixel", mixup_alpha=1, mixup_prob=0.6),
+        AugmentationConfig(erasing_prob=0.6, mixup_alpha=0.8, cutmix_alpha=1.0),
         AugmentationConfig(erasing_prob=0.6, erasing_mode="rand"),
     ],
-    ids=["cifar", "pixel", "no mixup"],
+    ids=["cifar", "pixel", "cutmix", "no mixup"],
 )
 def test_images_are_mixed_normalised_and_erased_as_by_timms_loader(augmentation):
     data = Augmented(augmentation)
     mixup = FastCollateMixup(
         mixup_alpha=augmentation.mixup_alpha,
+        cutmix_alpha=augmentation.cutmix_alpha,
         prob=augmentation.mixup_prob,
         label_smoothing=0.0,
         num_classes=CLASSES,
@@ -116,6 +118,7 @@ IMAGES = [
     AugmentationConfig(shift=2, erasing_prob=1.0, erasing_mode=mode, mixup_alpha=0.5)
     for mode in ("const", "rand", "pixel")
 ]
+IMAGES.append(AugmentationConfig(cutout=3, erasing_prob=1.0, cutmix_alpha=1.0))
 
 
 class NobodyWaits(TorchDispatchMode):
@@ -152,7 +155,7 @@ def on_a_gpu_that_is_not_there(build, shape, dtype, monkeypatch):
     return watch.copies
 
 
-@pytest.mark.parametrize("augmentation", IMAGES, ids=lambda config: config.erasing_mode)
+@pytest.mark.parametrize("augmentation", IMAGES, ids=["const", "rand", "pixel", "cut"])
 def test_augmenting_images_does_not_wait_for_the_gpu(augmentation, monkeypatch):
     def build():
         return ImageAugmentation(augmentation, CIFAR_MEAN, CIFAR_STD, CLASSES)
@@ -168,6 +171,19 @@ def test_augmenting_events_does_not_wait_for_the_gpu(monkeypatch):
     assert copies == 4  # flips, matrices, squares, moves
 
 
+def test_a_square_with_its_centre_anywhere_is_cut_out_of_every_image():
+    augment = ImageAugmentation(AugmentationConfig(cutout=6), CIFAR_MEAN, CIFAR_STD, CLASSES)
+    images = torch.full((400, 3, 16, 16), 255, dtype=torch.uint8)
+    result, _ = augment(images, torch.arange(400) % CLASSES, epoch=0)
+    empty = (result == 0).all(1)
+    assert ((result == 0).any(1) == empty).all()  # in all channels
+    height, width = empty.any(2).sum(1), empty.any(1).sum(1)
+    assert (empty.sum((1, 2)) == height * width).all()  # a rectangle
+    assert set(height.tolist()) == set(width.tolist()) == {3, 4, 5, 6}  # cut off at the border
+    assert (height == 6).float().mean() == pytest.approx(11 / 16, abs=0.08)
+    assert empty.any(0).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("augment", "shape", "dtype"),
@@ -178,7 +194,7 @@ def test_augmenting_events_does_not_wait_for_the_gpu(monkeypatch):
         ),
         (EventAugmentation(EVENTS, 16, 8, CLASSES), (4, 3, 2, 16, 16), torch.int16),
     ],
-    ids=["const", "rand", "pixel", "events"],
+    ids=["const", "rand", "pixel", "cut", "events"],
 )
 def test_nobody_waits_for_a_real_gpu_either(augment, shape, dtype):
     augment.cuda()

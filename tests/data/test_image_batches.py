@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from timm.data.random_erasing import RandomErasing
+from torch.utils.data import TensorDataset
 
 from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.cifar import CIFAR_MEAN, CIFAR_STD
 from qkformer.data.image_transforms import ImageAugmentation, Normalise, random_shift
+from qkformer.data.registry import DATASETS, load_data
+from qkformer.data.source import DataConfig, DataError, ImageData
 
 
 def seed_everything(seed):
@@ -125,3 +128,23 @@ def test_no_shift_leaves_images_and_random_numbers_alone():
     before = torch.get_rng_state()
     assert random_shift(images, 0) is images
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("given", [{}, {"mean": (0.1, 0.2, 0.3)}, {"std": (0.1, 0.2, 0.3)}])
+def test_images_are_normalised_as_configured_or_as_their_data_set_is(given, monkeypatch):
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    data = TensorDataset(images, torch.arange(5))
+    source = ImageData(data, data, num_classes=5, mean=CIFAR_MEAN, std=CIFAR_STD)
+    monkeypatch.setitem(DATASETS, "mine", lambda config, **_: source)
+    config = DataConfig("mine", image_size=8, batch_size=1, **given)
+    loaded = load_data(config, AugmentationConfig())
+    values = {"mean": CIFAR_MEAN, "std": CIFAR_STD} | given
+    mean, std = (torch.tensor(values[key]).view(3, 1, 1) for key in ("mean", "std"))
+    for result in (loaded.prepare(images), loaded.augment(images, torch.arange(5), 0)[0]):
+        torch.testing.assert_close(result, (images / 255 - mean) / std)
+
+
+def test_a_mean_of_other_channels_is_refused():
+    config = DataConfig("digits", image_size=8, batch_size=1, mean=(0.1, 0.2, 0.3))
+    with pytest.raises(DataError, match=r"^data\.mean: is of 3 channels, digits has 1$"):
+        load_data(config, AugmentationConfig())

@@ -164,7 +164,8 @@ def test_without_a_random_crop_flips_and_policy_still_act():
 
 
 @pytest.mark.parametrize(
-    "policy", ["rand-m9-mstd0.5-inc1", "rand-m9-n3", "original", "v0r-mstd0.5", "augmix-m5", "3a"]
+    "policy",
+    ["rand-m9-mstd0.5-inc1", "rand-m9-n3", "original", "v0r-mstd0.5", "augmix-m5", "3a", "cifar10"],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_policies_work_on_grey_and_on_coloured_images(policy, channels):
@@ -179,11 +180,12 @@ def test_policies_work_on_grey_and_on_coloured_images(policy, channels):
         assert result.shape == (channels, 16, 16)
         assert result.dtype == torch.uint8
         changed += not torch.equal(result, still)
-    assert changed > 15
+    assert changed > 12
 
 
-def test_holes_are_filled_with_the_mean():
-    augmentation = AugmentationConfig(auto_augment="rand-m9-n1-p1-inc1")
+@pytest.mark.parametrize("policy", ["rand-m9-n1-p1-inc1", "cifar10"])
+def test_holes_are_filled_with_the_mean(policy):
+    augmentation = AugmentationConfig(auto_augment=policy)
     transform = training_transform(augmentation, config(16, crop_pct=1.0), (0.2,))
     image = Image.fromarray(np.full((16, 16), 255, np.uint8))
     found = set()

@@ -3,6 +3,7 @@
 from itertools import chain
 
 import pytest
+import timm.data.distributed_sampler as timms
 import torch
 from data.numbered import CPU, Numbers, config, values
 
@@ -46,20 +47,43 @@ def test_orders_and_sample_seeds_of_other_seeds_and_epochs_differ():
     assert len({key for batches in orders for batch in batches for key in batch}) == 16 * 30
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_processes_see_together_what_one_sees_that_accumulates(world_size):
-    shares = [order(rank=rank, world_size=world_size) for rank in range(world_size)]
+def test_processes_see_together_what_one_sees_that_accumulates(world_size, repeats):
+    shares = [
+        order(rank=rank, world_size=world_size, repeats=repeats) for rank in range(world_size)
+    ]
     together = [batch for step in zip(*shares, strict=True) for batch in step]
-    assert together == order(accumulation=world_size)
+    assert together == order(accumulation=world_size, repeats=repeats)
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 1), (1, 3), (2, 2)])
-def test_an_epoch_goes_on_from_any_step_of_it(world_size, accumulation):
+def test_an_epoch_goes_on_from_any_step_of_it(world_size, accumulation, repeats):
     options = dict(epoch=5, rank=world_size - 1, world_size=world_size, accumulation=accumulation)
+    options["repeats"] = repeats
     whole = order(**options)
     step = 2 * world_size * accumulation
     for steps in range(30 // step + 1):
         assert order(done=steps * step, **options) == whole[steps * accumulation :]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_repeated_samples_are_dealt_out_as_by_timm(world_size, monkeypatch):
+    size, batch_size = 256, 8  # of which timm leaves out none
+    shuffled = torch.tensor(indices(order(size, batch_size, seed=1)))
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: shuffled)
+    for rank in range(world_size):
+        place = dict(rank=rank, world_size=world_size)
+        ours = order(size, batch_size, seed=1, repeats=3, **place)
+        assert indices(ours) == list(timms.RepeatAugSampler(range(size), world_size, rank))
+        assert len(ours) == size // batch_size // world_size
+
+
+def test_every_repetition_is_transformed_anew():
+    keys = [key for batch in order(repeats=3) for key in batch]
+    assert len({index for index, _ in keys}) == 10
+    assert len({seed for _, seed in keys}) == len(keys) == 30
 
 
 def test_training_batches_are_full_and_steps_whole():

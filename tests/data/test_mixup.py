@@ -1,4 +1,4 @@
-"""Mixup: samples and labels in the same shares, drawn from NumPy's random numbers."""
+"""Mixup and CutMix: samples and labels in the same shares, drawn from NumPy's random numbers."""
 
 import numpy as np
 import pytest
@@ -43,10 +43,18 @@ def test_a_batch_is_mixed_with_itself_backwards(shape, alpha):
     assert len(set(shares)) == 10 and all(0 <= share <= 1 for share in shares)
 
 
+MIXTURES = {
+    "mixup": dict(mixup_alpha=0.5, cutmix_alpha=0.0),
+    "cutmix": dict(mixup_alpha=0.0, cutmix_alpha=1.0),
+    "either": dict(mixup_alpha=0.5, cutmix_alpha=1.0, switch_prob=0.4),
+}
+
+
+@pytest.mark.parametrize("alphas", MIXTURES.values(), ids=MIXTURES)
 @pytest.mark.parametrize("prob", [1.0, 0.5])
-def test_mixtures_are_timms_to_the_bit(prob):
+def test_mixtures_are_timms_to_the_bit(prob, alphas):
     """Of float samples as it mixes them in the loop, of images as in its collate function."""
-    options = dict(mixup_alpha=0.5, prob=prob, label_smoothing=0.0, num_classes=CLASSES)
+    options = dict(**alphas, prob=prob, label_smoothing=0.0, num_classes=CLASSES)
     samples, labels = batch(6)
     images = (samples * 99 + 128).clamp(0, 255).byte()
     mixed = 0
@@ -61,11 +69,23 @@ def test_mixtures_are_timms_to_the_bit(prob):
             np.random.seed(seed)
             expected, expected_targets = theirs()
             np.random.seed(seed)
-            result, targets = mixup(mixup_prob=prob)(ours, labels, epoch=0)
+            before = ours.clone()
+            result, targets = mixup(mixup_prob=prob, **alphas)(ours, labels, epoch=0)
+            assert torch.equal(ours, before)
             assert result.dtype == ours.dtype
             assert torch.equal(result, expected) and torch.equal(targets, expected_targets)
             mixed += targets.max().item() < 1
     assert mixed > 12 if prob == 1 else 0 < mixed < 13
+
+
+def test_a_rectangle_is_cut_out_of_all_frames_alike():
+    frames, labels = batch(6, (4, 2, 16, 16))
+    np.random.seed(3)
+    mixed, targets = mixup(mixup_alpha=0.0, cutmix_alpha=1.0)(frames, labels, epoch=0)
+    foreign = mixed == frames.flip(0)
+    assert foreign.logical_or(mixed == frames).all()
+    assert (foreign == foreign[:1, :1, :1]).all()
+    assert 1 - foreign.float().mean() == pytest.approx(targets[0, 0].item()) and foreign.any()
 
 
 def test_without_mixup_labels_stay_and_nothing_is_drawn():

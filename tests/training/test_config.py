@@ -98,6 +98,7 @@ def test_any_argument_of_the_model_is_reached():
         "depths": [1, 1, 1],
     }
     assert parse_train(DEMO, ["--model.args", "{embed_dim: 32}"])[0].model.args == {"embed_dim": 32}
+    assert parse_train(DEMO, ["--optimizer.args.eps=1"])[0].optimizer.args == {"eps": 1}
     assert parse_train(DEMO, ["--model", "{T: 2}"])[0].model.T == 2
     later = ["--model.T", "2", "--model", "{T: 3}", "--model.T", "2"]
     assert parse_train(DEMO, later)[0].model.T == 2
@@ -312,8 +313,11 @@ LIMITS = [
     ("data.val_fraction", ".nan", "must be in 0 <= value < 1"),
     ("data.crop_pct", "0", "must be in 0 < value <= 1"),
     ("data.crop_pct", "1.1", "must be in 0 < value <= 1"),
+    ("data.mean", "[0.5]", "expected [float, float, float] or null, got [0.5]"),
+    ("data.std", "[0.5, 0, 0.5]", "must all be above 0, got [0.5, 0.0, 0.5]"),
     ("data.on_damaged", "ignore", "expected error or skip, got ignore"),
     ("data.workers", "-1", "must be 0 or more"),
+    ("augmentation.repeats", "0", "must be at least 1, got 0"),
     ("augmentation.crop_scale", "[0.9, 0.1]", "must be [least, most] above 0, got [0.9, 0.1]"),
     ("augmentation.crop_scale", "[0.0, 1.0]", "must be [least, most] above 0"),
     ("augmentation.crop_scale", "[0.5, 1.5]", "must be [least, most] above 0"),
@@ -323,12 +327,27 @@ LIMITS = [
     ("augmentation.shift", "-1", "must be 0 or more"),
     ("augmentation.erasing_prob", "-0.25", "must be in 0 <= value <= 1"),
     ("augmentation.erasing_mode", "noise", "must be const, rand or pixel, got 'noise'"),
+    ("augmentation.cutout", "-1", "must be 0 or more, got -1"),
+    ("augmentation.cutmix_alpha", "-1", "must be 0 or more"),
+    ("augmentation.switch_prob", "2", "must be in 0 <= value <= 1"),
+    ("augmentation.switch_prob", "0.25", "acts with both mixup_alpha and cutmix_alpha only"),
     ("augmentation.mixup_alpha", "-1", "must be 0 or more"),
     ("augmentation.mixup_alpha", ".inf", "must be 0 or more"),
     ("augmentation.mixup_prob", "2", "must be in 0 <= value <= 1"),
     ("augmentation.mixup_off_epoch", "-1", "must be 0 or more"),
     ("loss.label_smoothing", "1", "must be in 0 <= value < 1"),
     ("loss.label_smoothing", "-0.1", "must be in 0 <= value < 1"),
+    ("loss.name", "mse", "expected cross_entropy or bce, got mse"),
+    ("loss.tet_lambda", "1.5", "must be in 0 <= value <= 1, got 1.5"),
+    ("loss.tet_target", "2", "acts with tet_lambda only"),
+    ("loss.tet_target", ".inf", "must be finite"),
+    ("loss.teacher", "resnet81", "no model 'resnet81', did you mean 'resnet"),
+    ("loss.teacher_weights", "x.pth", "acts with teacher only"),
+    ("loss.distillation", "1", "must be in 0 < share < 1"),
+    ("loss.distillation", "0.25", "acts with teacher only"),
+    ("optimizer.name", "adamv", "no optimizer 'adamv', did you mean 'adam"),
+    ("optimizer.name", "adahessian", "no optimizer 'adahessian'"),
+    ("optimizer.layer_decay", "1", "must be in 0 < decay < 1"),
     ("optimizer.lr", "0", "must be above 0"),
     ("optimizer.lr", ".nan", "must be above 0"),
     ("optimizer.lr_per_batch", "0", "must be at least 1"),
@@ -361,7 +380,7 @@ LIMITS = [
 
 
 def test_every_key_is_tried_with_an_impossible_value():
-    anything = {"model.weights", "model.args", "model.neuron", "data.root"}
+    anything = {"model.weights", "model.args", "optimizer.args", "model.neuron", "data.root"}
     anything |= {"augmentation.auto_augment"}  # refused by the transforms, who know the policies
     assert {key for key, _, _ in LIMITS} == KEYS.keys() - anything
 
@@ -390,6 +409,11 @@ def test_what_does_not_go_together_is_refused():
         (["--compute.compile=true", "--compute.grad_checkpointing=true"], "compute.compile: "),
         (["--optimizer.lr=1e-3", "--schedule.min_lr=2e-3"], "schedule.min_lr: "),
         (["--optimizer.lr=1e-3", "--schedule.warmup_lr=2e-3"], "schedule.warmup_lr: "),
+        (["--optimizer.name=momentum"], "optimizer.betas: momentum has none"),
+        (["--optimizer.args.momentum=0.5"], "optimizer.args.momentum: adamw takes none"),
+        (["--optimizer.args.weight_decay=1"], "optimizer.args.weight_decay: has a key of its own"),
+        (["--optimizer.args.eps=-1"], "optimizer.args: .*-1"),
+        (["--loss.teacher=resnet18", "--loss.tet_lambda=0.1"], "loss.tet_lambda: "),
     ):
         with pytest.raises(ConfigError, match=f"^{message}"):
             parse_train(DEMO, argv)
@@ -561,6 +585,7 @@ def test_what_testing_accepts_it_takes_over():
     values |= {"model.args": "{embed_dim: 32}", "model.neuron": "if", "data.on_damaged": "skip"}
     values |= {"data.name": "cifar10", "data.root": "x", "data.download": "true"}
     values |= {"data.split": "null", "compute.precision": "bf16"}
+    values |= {"data.mean": "null", "data.std": "null"}
     values = {key: values.get(key, "true" if KEYS[key] is bool else "1") for key in ACT_IN_TESTING}
     config, _ = parse_test(DEMO, [*TEST, *(f"--{key}={values[key]}" for key in values)])
     for key, value in values.items():

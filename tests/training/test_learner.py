@@ -1,20 +1,21 @@
-"""AdamW: what decays and what does not; how a learner goes on from what another one has learned."""
+"""Optimizers: what decays and what does not; how a learner goes on from another."""
 
-import functools
 import math
 
 import pytest
 import torch
+from families import FAMILIES
+from same import assert_same
+from timm.optim import create_optimizer_v2
 from torch import nn
-from torch.optim import AdamW
 
 import qkformer
 from qkformer.checkpoint.io import CheckpointError
 from qkformer.data.source import DataConfig
-from qkformer.training import learner as learner_module
-from qkformer.training.config import Config, ModelConfig, OptimizerConfig
+from qkformer.training.config import Config, ModelConfig
 from qkformer.training.distributed import World
-from qkformer.training.learner import Learner, create_optimizer
+from qkformer.training.learner import Learner
+from qkformer.training.optimizer import OptimizerConfig, create_optimizer
 from qkformer.training.schedule import ScheduleConfig
 
 
@@ -86,6 +87,43 @@ def test_learning_rate_and_betas_reach_every_group():
         assert (group["lr"], group["betas"]) == (0.1, (0.5, 0.6))
 
 
+@pytest.mark.parametrize("name", ["lamb", "sgd", "momentum", "adam"])
+def test_any_optimizer_steps_as_timm_would_have_it(name):
+    ours, theirs = learner(name=name, weight_decay=0.1), learner()
+    optimizer = create_optimizer_v2(theirs.model, name, lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        step(ours)
+        theirs.backward(torch.eye(4), torch.arange(4) % 3, exchange=True)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same(ours.model.state_dict(), theirs.model.state_dict())
+
+
+def test_a_layers_rate_is_a_share_of_that_of_the_layer_behind_it():
+    name = "metaspikformer_8_384"
+    model = qkformer.create_model(name, num_classes=3, **FAMILIES[name])
+    config = OptimizerConfig(lr=0.1, layer_decay=0.5, weight_decay=0.25)
+    optimizer = create_optimizer(model, config)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    scales = {name: groups[id(p)]["lr_scale"] for name, p in model.named_parameters()}
+    assert scales["head.weight"] == 1
+    inner = [
+        next(scales[name] for name in scales if name.startswith(f"stages.{i}.embed"))
+        for i in range(5)
+    ]
+    assert inner == sorted(inner) and 0 < inner[0] < inner[1] < inner[-1] < 1
+    assert all(math.log2(scale).is_integer() for scale in scales.values())
+    for parameter in model.parameters():
+        assert groups[id(parameter)]["weight_decay"] == (0.25 if parameter.ndim > 1 else 0)
+
+
+def test_a_step_has_every_layers_own_rate():
+    one = learner(lr=0.5, weight_decay=0.1)
+    one.optimizer.param_groups[0]["lr_scale"] = 0.25
+    step(one)
+    assert [group["lr"] for group in one.optimizer.param_groups] == [0.1 * 0.25, 0.1]
+
+
 @pytest.mark.parametrize(
     ("batch", "processes", "accumulation", "peak"),
     [(32, 8, 2, 1.2e-3), (24, 8, 3, 1.35e-3), (32, 1, 8, 6e-4), (1, 1, 1, 6e-4 / 256)],
@@ -107,6 +145,7 @@ def test_the_peak_grows_with_the_samples_of_a_step_if_asked_to(
         *({"betas": value} for value in ((0.9, 1.0), (-0.1, 0.9), (math.nan, 0.9))),
         *({"accumulation_steps": value} for value in (0, -1)),
         *({"clip_grad_norm": value} for value in (0, -1, math.nan, math.inf)),
+        *({"layer_decay": value} for value in (0, 1, math.nan)),
         *({"ema_decay": value} for value in (0, 1, -0.5, math.nan)),
     ],
     ids=str,
@@ -119,12 +158,12 @@ def test_impossible_values_name_their_key(change):
 # ------------------------------------------------------------------------------------ going on
 
 
-def learner(**optimizer):
+def learner(lr=0.1, **optimizer):
     config = Config(
         epochs=1,
         model=ModelConfig("qkformer_4_384"),
         data=DataConfig(name="digits", image_size=2, batch_size=4),
-        optimizer=OptimizerConfig(lr=0.1, **optimizer),
+        optimizer=OptimizerConfig(lr=lr, **optimizer),
         schedule=ScheduleConfig("one_cycle"),
     )
     torch.manual_seed(0)
@@ -150,13 +189,25 @@ def test_what_is_configured_wins_over_what_a_checkpoint_was_trained_with():
         assert one["exp_avg"].data_ptr() != other["exp_avg"].data_ptr()
 
 
-def test_a_run_that_goes_on_on_another_device_is_fused_as_that_device_allows(monkeypatch):
+@pytest.mark.parametrize("name", ["adamw", "adam", "lamb", "sgd", "momentum", "rmsproptf"])
+def test_what_goes_on_steps_as_what_was_never_stopped(name):
+    whole, first, second = (learner(name=name, weight_decay=0.1) for _ in range(3))
+    for each in (whole, first):
+        step(each)
+        step(each)
+    state = first.state_dict()
+    second.load_state_dict(state)
+    step(first)  # shares nothing with the one that took over
+    step(whole)
+    step(second)
+    assert_same(second.state_dict(), whole.state_dict())
+
+
+def test_a_run_that_goes_on_on_another_device_is_fused_as_that_device_allows():
     """As from a CPU to a GPU with fp16, whose scaler hands the fused step its scale."""
     old = learner()
     step(old)
-    fused = functools.partial(AdamW, fused=True)
-    monkeypatch.setattr(learner_module, "AdamW", lambda *args, **_: fused(*args))
-    new = learner()
+    new = learner(args={"fused": True})
     new.scaler = torch.amp.GradScaler("cpu")
     new.load_state_dict(old.state_dict())
     assert all(group["fused"] for group in new.optimizer.param_groups)

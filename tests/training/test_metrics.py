@@ -7,7 +7,7 @@ import torch
 from conftest import make_model
 from torch import nn
 
-from qkformer.neurons import IF, LIF, NEURONS, SpikingNeuron
+from qkformer.neurons import IF, LIF, NEURONS, SFA, SpikingNeuron
 from qkformer.training.distributed import World
 from qkformer.training.metrics import FiringRates, by_stage, dead_layers, not_finite
 
@@ -95,6 +95,14 @@ def test_measuring_changes_no_output_and_leaves_nothing_behind():
     with pytest.raises(ValueError, match="expected"):
         rates.measure(model, images(7))
     assert hooks(model) == 0
+
+
+def test_integers_count_as_the_steps_that_they_unroll_to():
+    x = torch.tensor([[[0.2, 1.4, 2.6, 9.0]]])  # 0, 1, 3 and 4 of 4 spikes
+    for divide in (True, False):
+        rates = FiringRates(layer := nn.Sequential(SFA(4, divide=divide)))
+        rates.measure(layer, x)
+        assert rates.rates(ALONE) == {"0": 0.5}
 
 
 def test_rates_of_several_processes_count_every_batch_once():

@@ -222,6 +222,15 @@ def test_a_path_goes_on_with_the_configured_optimizer(tmp_path, config, capsys):
     assert metrics(plain)[1]["train_loss"] != metrics(tmp_path / "new")[1]["train_loss"]
 
 
+def test_another_optimizer_cannot_go_on_from_what_the_first_remembers(tmp_path, config, capsys):
+    train(config, tmp_path / "old", "--epochs", "1")
+    resume = ("--resume", str(tmp_path / "old/last.pth"), "--optimizer.name", "lamb")
+    with pytest.raises(SystemExit):
+        train(config, tmp_path / "new", *resume)
+    assert "optimizer.name: " in (error := capsys.readouterr().err)
+    assert "adamw remembers, lamb cannot go on" in error
+
+
 @pytest.mark.parametrize("there", [True, False], ids=["of a run", "new"])
 def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(tmp_path, config, capsys, there):
     output = tmp_path / "runs/few"

@@ -26,16 +26,17 @@ from qkformer.training.distributed import STOPPING, Stopped, StopRequest
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(stopped_run.__file__)
-# everything that has a state: workers, augmentation, mixup, erasing, accumulation, averaging
+# everything that has a state: workers, augmentation, mixup, erasing, accumulation, averaging, LAMB
 CONFIG = """
 epochs: 2
 seed: 3
 model: {name: qkformer_4_384, T: 2, neuron: eager, drop_path_rate: 0.1, args: SMALL}
 data: {name: few, image_size: 8, batch_size: 4, crop_pct: 1.0, workers: 1}
 augmentation:
-  {shift: 1, auto_augment: rand-m5-n1, erasing_prob: 0.5, erasing_mode: pixel, mixup_alpha: 0.5}
-loss: {label_smoothing: 0.1}
-optimizer: {lr: 0.005, weight_decay: 0.05, accumulation_steps: 2, ema_decay: 0.9}
+  {shift: 1, auto_augment: rand-m5-n1, erasing_prob: 0.5, erasing_mode: pixel, mixup_alpha: 0.5,
+   cutmix_alpha: 1.0, cutout: 2, repeats: 2}
+loss: {label_smoothing: 0.1, tet_lambda: 0.1}
+optimizer: {name: lamb, lr: 0.005, weight_decay: 0.05, accumulation_steps: 2, ema_decay: 0.9}
 schedule: {name: one_cycle, warmup_epochs: 1}
 checkpoint: {minutes: 1.0e-9}
 """.replace("SMALL", json.dumps(SMALL))
