@@ -15,6 +15,7 @@ from qkformer.studies.study import Study, Variant
 
 SPEED = "speed.csv"  # of benchmarks.study
 LAST, BEST, ENERGY = "top-1, last epoch (%)", "top-1, best epoch (%)", "energy (mJ)"
+PAIRED = "against the first"  # of runs with one seed, which share the order of their samples
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def rows(study: Study, runs: dict[str, list[Run]]) -> tables.Rows:
         runs: By the variant's name, those that are finished.
     """
     made = []
-    for variant in study.variants:
+    first = {run.folder.name: run.values[LAST] for run in runs[study.variants[0].name]}
+    for number, variant in enumerate(study.variants):
         found = runs[variant.name]
         row: dict[str, Any] = {"variant": variant.name, "title": variant.title}
         row |= {"group": variant.group, "runs": len(found)}
@@ -80,6 +82,10 @@ def rows(study: Study, runs: dict[str, list[Run]]) -> tables.Rows:
             row |= {name: middle}
             if name in (LAST, BEST, ENERGY):
                 row |= {f"{name} sd": deviation}
+        paired = [run for run in found if number and run.folder.name in first]
+        if paired:
+            differences = [run.values[LAST] - first[run.folder.name] for run in paired]
+            row[PAIRED], row[f"{PAIRED} sd"] = _spread(differences)
         made.append(row | {"published (%)": variant.published})
     return made
 
@@ -107,7 +113,7 @@ def _shown(row: dict[str, Any], name: str, form: str = ".2f") -> str:
     if row.get(name) is None:
         return ""
     middle, deviation = format(row[name], form), row.get(f"{name} sd")
-    return middle if deviation is None else f"{middle} ± {format(deviation, form)}"
+    return middle if deviation is None else f"{middle} ± {format(deviation, form.lstrip('+'))}"
 
 
 def overview(study: Study, found: tables.Rows, speed: tables.Rows = ()) -> tables.Rows:
@@ -118,7 +124,14 @@ def overview(study: Study, found: tables.Rows, speed: tables.Rows = ()) -> table
         speed: Of benchmarks.study, if it was measured.
     """
     fast = {row["variant"]: row for row in speed}
-    forms = {LAST: ".2f", BEST: ".2f", ENERGY: ".3g", "parameters (k)": ".1f", "T": ".0f"}
+    forms = {
+        LAST: ".2f",
+        PAIRED: "+.2f",
+        BEST: ".2f",
+        ENERGY: ".3g",
+        "parameters (k)": ".1f",
+        "T": ".0f",
+    }
     several = any(row["group"] for row in found)
     return [
         ({"": row["group"] or ""} if several else {})
@@ -202,10 +215,10 @@ def _legend(runs: dict[str, list[Run]]) -> str:
         return ", ".join(dict.fromkeys(str(what(run.facts)) for run in all_runs))
 
     return (
-        "± is the standard deviation over seeds. The best epoch is chosen on the test set itself "
-        "unless the configuration holds samples out, the last one is not. Energies: convention "
-        f"qkformer, last epoch, mean over the test set. {len(all_runs)} runs on "
-        f"{of_all(lambda facts: facts['device'])}; Python, PyTorch "
+        "± is the standard deviation over seeds; against the first: last epochs of runs with the "
+        "same seed. The best epoch is chosen on the test set itself unless the configuration holds "
+        "samples out. Energies: convention qkformer, last epoch, mean over the test set. "
+        f"{len(all_runs)} runs on {of_all(lambda facts: facts['device'])}; Python, PyTorch "
         f"{of_all(lambda facts: facts['versions']['python'] + ', ' + facts['versions']['torch'])}; "
         f"commit {of_all(lambda facts: facts['commit'][:7])}; "
         f"`{of_all(lambda facts: facts['command'])}`"

@@ -95,6 +95,10 @@ def test_tables_have_mean_and_deviation_of_the_runs(finished, capsys):
     assert row["top-1, last epoch (%)"] == pytest.approx(mean(accuracies), rel=1e-12)
     assert row["top-1, last epoch (%) sd"] == pytest.approx(stdev(accuracies), rel=1e-12)
     assert (row["published (%)"], other["group"]) == (71.5, "attention")
+    others = [few.records(run)[-1]["test_acc1"] for run in runs(output)[2:]]
+    differences = [b - a for a, b in zip(accuracies, others, strict=True)]
+    assert other["against the first"] == pytest.approx(mean(differences), abs=1e-9)
+    assert "against the first" not in row
     printed = capsys.readouterr().out
     assert "| without the leak | 2 |" in printed and "published, a journal (%)" in printed
     for name in ("study.png", "retests.png", "study.md"):
