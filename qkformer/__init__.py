@@ -3,6 +3,7 @@
 from qkformer import peers
 from qkformer.checkpoint import CheckpointError, load_checkpoint, released_state_dict
 from qkformer.convert import convert
+from qkformer.export import export_onnx, streaming
 from qkformer.inference import fuse_for_inference
 from qkformer.models import create_model, list_models
 
@@ -13,9 +14,11 @@ __all__ = [
     "__version__",
     "convert",
     "create_model",
+    "export_onnx",
     "fuse_for_inference",
     "list_models",
     "load_checkpoint",
     "peers",
     "released_state_dict",
+    "streaming",
 ]

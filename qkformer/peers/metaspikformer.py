@@ -101,10 +101,11 @@ class _Distilled(SpikingNetwork):
             return super().forward_head(x, pre_logits, per_step)
         x = x.mean((3, 4))
         fired = self.head_neuron(x)
-        first = self.head(self.head_drop(x if self.head_on_currents else fired))
-        second = self.head_dist(self.head_drop(fired))
+        inputs = torch.stack([x if self.head_on_currents else fired, fired], 2)
         if not per_step:
-            first, second = first.mean(0), second.mean(0)
+            inputs = self.over_time(inputs)
+        first, second = self.head_drop(inputs).unbind(-2)
+        first, second = self.head(first), self.head_dist(second)
         if self.distilled_training and self.training:
             return first, second
         return (first + second) / 2

@@ -1,0 +1,15 @@
+"""Out of the training run: a model for other runtimes, for event streams, and for hardware."""
+
+from qkformer.export.graphs import export_onnx, export_torch
+from qkformer.export.streaming import Streaming, streaming
+from qkformer.export.subject import Agreement, Exported, ExportError
+
+__all__ = [
+    "Agreement",
+    "ExportError",
+    "Exported",
+    "Streaming",
+    "export_onnx",
+    "export_torch",
+    "streaming",
+]
