@@ -3,6 +3,7 @@
 from qkformer.export.graphs import export_onnx, export_torch
 from qkformer.export.streaming import Streaming, streaming
 from qkformer.export.subject import Agreement, Exported, ExportError
+from qkformer.export.vectors import export_trace
 
 __all__ = [
     "Agreement",
@@ -11,5 +12,6 @@ __all__ = [
     "Streaming",
     "export_onnx",
     "export_torch",
+    "export_trace",
     "streaming",
 ]

@@ -7,14 +7,16 @@ their own.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from qkformer.analysis.source import told
+from qkformer.analysis.source import Source, opened, told
 from qkformer.commands import Parser
 from qkformer.data.source import EventData
 from qkformer.export.graphs import export_onnx, export_torch
 from qkformer.export.streaming import streaming
 from qkformer.export.subject import Exported
+from qkformer.export.vectors import export_trace
+from qkformer.inference import quantize_int8
 from qkformer.training.config import ConfigError
 from qkformer.training.evaluate import check_tested
 from qkformer.training.model import load_model
@@ -60,6 +62,27 @@ def _graph(
     print(exported)
 
 
+def trace(argv: Sequence[str]) -> None:
+    """One sample of the test set through every layer, .npz; with --quantize int8 in integers."""
+    made = _parser(trace)
+    made.add_argument("--sample", type=int, default=0, help="which of the test set")
+    options, rest = made.parse_known_args(argv)
+    with opened(rest) as source:
+        path = _file(source.output, "trace.npz")
+        description = export_trace(source.model, _sample(source, options.sample), path)
+    print(f"{path}: {len(description['layers'])} layers, class {description['class']}")
+
+
+def _sample(source: Source, number: int) -> Tensor:
+    """That of the test set, as a batch of one."""
+    ahead = number
+    for x, _ in source.batches():
+        if 0 <= ahead < len(x):
+            return x[ahead : ahead + 1]
+        ahead -= len(x)
+    raise ConfigError(f"--sample {number}: the test set has {number - ahead}, from 0 on")
+
+
 def _parser(command: Callable) -> Parser:
     made = Parser(f"qkformer export {command.__name__}", description=command.__doc__,
                   allow_abbrev=False, epilog=EPILOG)  # fmt: skip
@@ -73,8 +96,14 @@ def _loaded(argv: Sequence[str], name: str) -> tuple[nn.Module, tuple[int, ...],
         raise ConfigError("--device cuda: exporting is done on the CPU")
     print(options.source, *check_tested([config], options), sep="\n")
     model = load_model(config, options.checkpoint, use_ema=options.weights == "ema")
+    if options.quantize:
+        model = quantize_int8(model)
     frames = (config.model.T,) if model.in_chans == EventData.in_chans else ()
-    path = options.output / name if options.output.is_dir() else options.output
+    return model, (*frames, config.data.image_size), _file(options.output, name)
+
+
+def _file(output: Path, name: str) -> Path:
+    path = output / name if output.is_dir() else output
     if not path.parent.is_dir():
         raise ConfigError(f"--output {path}: there is no folder {path.parent}")
-    return model, (*frames, config.data.image_size), path
+    return path

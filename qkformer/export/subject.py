@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkformer.analysis import is_neuron
 from qkformer.data.source import EventData
 from qkformer.export.streaming import Streaming
 from qkformer.inference import fuse_for_inference
 from qkformer.models import SpikingNetwork
+from qkformer.neurons import SFA, SpikingNeuron
 
+NEURONS = (SpikingNeuron, SFA)
 EXAMPLE_BATCH, CHECKED_BATCHES = 2, (1, 3)
 CHECKED_STEPS = 4  # of a streaming model
 
@@ -202,7 +203,7 @@ def _tuple(outputs: Any) -> tuple[Tensor, ...]:
 @contextmanager
 def _spikes(model: nn.Module) -> Iterator[dict[nn.Module, tuple[int, int]]]:
     """How often the neurons fire inside, and could."""
-    counts = {module: (0, 0) for module in model.modules() if is_neuron(module)}
+    counts = {module: (0, 0) for module in model.modules() if isinstance(module, NEURONS)}
 
     def count(module: nn.Module, _inputs: tuple, out: Tensor) -> None:
         fired, total = counts[module]

@@ -23,6 +23,12 @@ def prepare_model(model: nn.Module, compute: ComputeConfig, device: torch.device
     return model.to(device, memory_format=layout)
 
 
+def megabytes(model: nn.Module) -> float:
+    """What the parameters and buffers of a model take, as they are."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+
+
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model
@@ -56,6 +57,18 @@ def test_torch_of_images_and_of_frames(run, tmp_path, capsys):
     command("torch", run, "--streaming", "--fixed_batch", "--output", str(tmp_path / "s.pt2"))
     logits, *states = torch.export.load(tmp_path / "s.pt2").example_inputs[0]
     assert logits.shape == (1, 1, 8, 8) and len(states) > 5
+
+
+def test_trace_of_a_sample_of_the_test_set(run, tmp_path, capsys):
+    command("trace", run, "--sample", "5", "--quantize", "int8", "--device", "cpu")
+    assert "trace.npz: " in capsys.readouterr().out
+    with np.load(run / "trace.npz") as file:
+        assert file["input"].shape == (1, 1, 8, 8)
+        assert file["stages.0.embed.convs.1.conv.weight"].dtype == np.int8
+        assert file["stages.0.embed.convs.1.conv.accumulator"].any()
+    with pytest.raises(SystemExit):
+        command("trace", run, "--sample", "360")
+    assert "error: --sample 360: the test set has 360, from 0 on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
