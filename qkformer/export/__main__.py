@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from qkformer.commands import dispatch
-from qkformer.export.commands import onnx, torch, trace
+from qkformer.export.commands import nir, onnx, torch, trace
 
-COMMANDS = {"onnx": onnx, "torch": torch, "trace": trace}
+COMMANDS = {"onnx": onnx, "torch": torch, "nir": nir, "trace": trace}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

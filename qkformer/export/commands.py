@@ -13,8 +13,9 @@ from qkformer.analysis.source import Source, opened, told
 from qkformer.commands import Parser
 from qkformer.data.source import EventData
 from qkformer.export.graphs import export_onnx, export_torch
+from qkformer.export.neuromorphic import export_nir
 from qkformer.export.streaming import streaming
-from qkformer.export.subject import Exported
+from qkformer.export.subject import Exported, ExportError
 from qkformer.export.vectors import export_trace
 from qkformer.inference import quantize_int8
 from qkformer.training.config import ConfigError
@@ -62,6 +63,19 @@ def _graph(
     print(exported)
 
 
+def nir(argv: Sequence[str]) -> None:
+    """NIR for neuromorphic hardware, of models that it can hold, checked in SpikingJelly."""
+    made = _parser(nir)
+    made.add_argument("--no_check", action="store_true", help="do not run what was exported")
+    options, rest = made.parse_known_args(argv)
+    model, (*frames, size), path = _loaded(rest, "model.nir")
+    steps = frames[0] if frames else None
+    try:
+        print(export_nir(model, path, image_size=size, frames=steps, check=not options.no_check))
+    except ExportError as error:
+        raise ConfigError(f"nir: {error}") from error
+
+
 def trace(argv: Sequence[str]) -> None:
     """One sample of the test set through every layer, .npz; with --quantize int8 in integers."""
     made = _parser(trace)
@@ -69,7 +83,10 @@ def trace(argv: Sequence[str]) -> None:
     options, rest = made.parse_known_args(argv)
     with opened(rest) as source:
         path = _file(source.output, "trace.npz")
-        description = export_trace(source.model, _sample(source, options.sample), path)
+        try:
+            description = export_trace(source.model, _sample(source, options.sample), path)
+        except ExportError as error:
+            raise ConfigError(f"trace: {error}") from error
     print(f"{path}: {len(description['layers'])} layers, class {description['class']}")
 
 
