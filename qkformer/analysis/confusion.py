@@ -13,10 +13,10 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 CLASSES = {
     "cifar10": _CIFAR10,
     "cifar10-dvs": _CIFAR10,
-    "dvs128-gesture": (
-        "hand clapping", "right hand wave", "left hand wave", "right arm clockwise",
-        "right arm counter-clockwise", "left arm clockwise", "left arm counter-clockwise",
-        "arm roll", "air drums", "air guitar", "other gestures",
+    "dvs128-gesture": (  # by folder: 0, 1, 10, 2, ...
+        "hand clapping", "right hand wave", "other gestures", "left hand wave",
+        "right arm clockwise", "right arm counter-clockwise", "left arm clockwise",
+        "left arm counter-clockwise", "arm roll", "air drums", "air guitar",
     ),
 }  # fmt: skip
 
