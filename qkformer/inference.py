@@ -1,9 +1,11 @@
-"""Models as they are deployed: BatchNorm folded into the convolutions."""
+"""Models as they are deployed: BatchNorm folded into the convolutions, weights in int8."""
 
 import copy
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qkformer.layers import ConvBNNeuron
@@ -57,3 +59,37 @@ def fuse_for_inference(model: Model) -> Model:
             module.conv = fuse_conv_bn_eval(module.conv, bn)
         module.bn = nn.Identity()
     return fused
+
+
+def quantize_int8(model: Model) -> Model:
+    """A folded copy whose convolutions and linear layers have int8 weights.
+
+    A weight is ``scale * n``: n is an integer from -127 to 127, nearest to what it was, and the
+    scale is one for every output channel, so that its largest weight has n = 127 or -127. Biases
+    stay, and nothing needs calibration: spikes are 0 and 1, and a sum over them is an integer times
+    the scale.
+
+    Args:
+        model: as for :func:`fuse_for_inference`, whose errors this raises.
+
+    Returns:
+        A copy in eval mode. ``layer.weight`` is the rounded weight, in the model's dtype;
+        ``layer.parametrizations.weight.original0`` are the integers, ``original1`` the scales.
+    """
+    quantized = fuse_for_inference(model).requires_grad_(False)
+    for module in list(quantized.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not parametrize.is_parametrized(module):
+            parametrize.register_parametrization(module, "weight", Scaled(), unsafe=True)
+    return quantized
+
+
+class Scaled(nn.Module):
+    """Integers, and a scale for each output channel, as a weight [C', ...]."""
+
+    def forward(self, integers: Tensor, scale: Tensor) -> Tensor:
+        return integers.to(scale.dtype) * scale
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        largest = weight.flatten(1).abs().amax(1)
+        scale = torch.where(largest > 0, largest, 1).view(-1, *[1] * (weight.ndim - 1)) / 127
+        return (weight / scale).round().to(torch.int8), scale

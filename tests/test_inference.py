@@ -140,3 +140,41 @@ def test_what_cannot_be_folded_is_named():
     layer[0].bn = nn.BatchNorm2d(5, track_running_stats=False)
     with pytest.raises(ValueError, match=r"0\.bn keeps no running statistics"):
         qkformer.fuse_for_inference(layer)
+
+
+def test_int8_weights_are_nearest_integers_and_leave_spikes_spikes():
+    model, x = made("qkformer cifar")
+    folded, quantized = qkformer.fuse_for_inference(model), qkformer.quantize_int8(model)
+    rounded = 0
+    for name, layer in folded.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        rounded += 1
+        own = quantized.get_submodule(name)
+        parts = own.parametrizations.weight
+        integers, scale = parts.original0, parts.original1
+        assert integers.dtype == torch.int8
+        assert (integers.flatten(1).int().abs().amax(1) == 127).all()
+        assert torch.equal(own.weight, integers.double() * scale)
+        assert ((own.weight - layer.weight).abs() <= scale * 0.5000001).all()
+        assert layer.bias is None or torch.equal(own.bias, layer.bias)
+    assert rounded > 20
+    logits, spikes = with_spikes(quantized, x)
+    assert all(((s == 0) | (s == 1)).all() for s in spikes)
+    expected, _ = with_spikes(folded, x)
+    assert not torch.equal(logits, expected)
+    sizes = [sum(t.nbytes for t in m.state_dict().values()) for m in (folded, quantized)]
+    assert sizes[1] < 0.2 * sizes[0]  # of 8 bytes, one, with scales and biases
+
+
+def test_an_int8_model_can_be_copied_folded_saved_and_cast():
+    model, x = made("qkformer cifar")
+    quantized = qkformer.quantize_int8(model)
+    twice = qkformer.quantize_int8(quantized)
+    with torch.no_grad():
+        expected = quantized(x)
+        assert torch.equal(twice(x), expected)
+        other = qkformer.quantize_int8(make_model("qkformer_4_384", seed=1, **SMALL))
+        other.load_state_dict(quantized.state_dict())
+        assert torch.equal(other(x), expected)
+        assert quantized.half()(x.half()).isfinite().all()

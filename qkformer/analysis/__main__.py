@@ -1,4 +1,4 @@
-"""``python -m qkformer.analysis COMMAND``, and the console script ``qkformer COMMAND``."""
+"""``python -m qkformer.analysis COMMAND``, or ``qkformer COMMAND``."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ except ImportError:
     raise SystemExit("error: the commands draw: pip install 'qkformer[analysis]'") from None
 
 from qkformer.analysis import commands, run_commands
-from qkformer.analysis.source import ERRORS
+from qkformer.commands import dispatch
 
 COMMANDS = {
     "energy": run_commands.energy,
@@ -29,21 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with one line and status 2 where something given is wrong.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    name = argv[0] if argv else "--help"
-    if name in ("-h", "--help"):
-        print("usage: qkformer COMMAND ... (--help behind a command explains it)\n")
-        width = max(map(len, COMMANDS))
-        for command, run in COMMANDS.items():
-            print(f"  {command:{width}}  {run.__doc__.splitlines()[0]}")
-        return
-    try:
-        if name not in COMMANDS:
-            raise commands.unknown(name, COMMANDS)
-        COMMANDS[name](argv[1:])
-    except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    dispatch("python -m qkformer.analysis", COMMANDS, list(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

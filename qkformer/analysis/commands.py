@@ -1,9 +1,8 @@
 """Commands that need no data set: macs, curves, theory, compare."""
 
-import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,10 @@ from qkformer.analysis.maps import AnalysisError
 from qkformer.analysis.measure import measure
 from qkformer.analysis.published import published
 from qkformer.analysis.theory import COMPLEXITY
+from qkformer.commands import Parser
 from qkformer.data.source import DataError
 from qkformer.files import write_text
 from qkformer.text import did_you_mean, one_line
-
-
-def unknown(name: str, commands: Iterable[str]) -> AnalysisError:
-    return AnalysisError(f"there is no command {name!r}{did_you_mean(name, commands)}")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> None:
-        raise AnalysisError(message)
 
 
 def parser(command: str, doc: str, usage: str = "") -> Parser:

@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from qkformer.data.loaders import read
 from qkformer.data.registry import Data
 from qkformer.data.source import DataError
-from qkformer.files import FileError
 from qkformer.text import one_line
-from qkformer.training.command_line import parse_test
+from qkformer.training.command_line import TestOptions, parse_test
 from qkformer.training.config import Config, ConfigError
 from qkformer.training.distributed import World, announced, joined
 from qkformer.training.environment import choose_device
 from qkformer.training.evaluate import check_tested, load_tested, load_tests, tested_configs
-
-ERRORS = (ConfigError, DataError, FileError)  # whose message is one line
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,7 @@ def opened(argv: Sequence[str]) -> Iterator[Source]:
     Raises:
         ConfigError, DataError, FileError: something given is wrong.
     """
-    config, options = parse_test(_config_beside(argv), argv)
-    if options.ssa == "both":
-        raise ConfigError("--ssa both: is for test.py; choose one")
-    (config,) = tested_configs(config, options.ssa)
+    config, options = told(argv)
     alone = announced()
     device = choose_device(options.device, alone)
     with joined(alone, device) as world:
@@ -108,6 +102,19 @@ def opened(argv: Sequence[str]) -> Iterator[Source]:
         )
 
 
+def told(argv: Sequence[str]) -> tuple[Config, TestOptions]:
+    """test.py's command line; the configuration is the one to test.
+
+    Raises:
+        ConfigError, FileError: something given is wrong.
+    """
+    config, options = parse_test(_config_beside(argv), argv)
+    if options.ssa == "both":
+        raise ConfigError("--ssa both: is for test.py; choose one")
+    (config,) = tested_configs(config, options.ssa)
+    return config, options
+
+
 def _config_beside(argv: Sequence[str]) -> Path:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--checkpoint", type=Path)
@@ -116,7 +123,7 @@ def _config_beside(argv: Sequence[str]) -> Path:
     except argparse.ArgumentError as error:
         raise ConfigError(one_line(error)) from error
     if known.checkpoint is None:
-        raise ConfigError("--checkpoint: required, the file to analyse")
+        raise ConfigError("--checkpoint: required, the file to read")
     if not known.checkpoint.exists():
         raise ConfigError(f"--checkpoint {known.checkpoint}: no such file")
     beside = known.checkpoint.parent / "config.yml"

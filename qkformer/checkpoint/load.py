@@ -172,6 +172,26 @@ def check_checkpoint(
     return recorded_config(content)
 
 
+def sizes_in(model: nn.Module, path: str | os.PathLike, *, use_ema: bool = False) -> dict[str, int]:
+    """``num_classes`` and ``in_chans`` of the model that a checkpoint is of.
+
+    Args:
+        model: the same one but for these two; may be on the "meta" device.
+        path, use_ema: as for :func:`load_checkpoint`.
+
+    Raises:
+        CheckpointError: as :func:`check_checkpoint`.
+    """
+    check_checkpoint(model, path, use_ema=use_ema)
+    _, state = find_state_dict(read_checkpoint(path, mmap=True), path, use_ema)
+    names = _match(model, state, path, HEAD).names
+    head, first = (
+        state.get(names.get(f"{model.pretrained_cfg[key]}.weight"))
+        for key in ("classifier", "first_conv")
+    )
+    return {"num_classes": 0 if head is None else len(head), "in_chans": first.shape[1]}
+
+
 @dataclass(frozen=True)
 class _Match:
     """What of a file belongs where in a model.

@@ -92,6 +92,11 @@ def pool_both(dim: int) -> EmbedSpec:
     return replace(pool_first(dim), shortcut_pool=True)
 
 
+def stride_first(dim: int) -> EmbedSpec:
+    """Between stages without a pool, for NIR; ours, not published."""
+    return EmbedSpec((Conv3x3(dim, stride=2), Conv3x3(dim)), shortcut_after=0)
+
+
 Pools = tuple[bool, bool, bool, bool]
 
 

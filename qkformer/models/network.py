@@ -11,6 +11,13 @@ from qkformer.models.stage import SpikingStage
 from qkformer.neurons import NEURONS, PLIF, SpikingNeuron
 
 
+class TimeMean(nn.Module):
+    """[T, B, C] -> [B, C]: a module, for one that goes from step to step to stand in its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0)
+
+
 class SpikingNetwork(nn.Module):
     """Stages, one after the other, then the mean over space and time, and a linear head.
 
@@ -61,6 +68,7 @@ class SpikingNetwork(nn.Module):
         self.num_features = self.stages[-1].dim
         self.head_hidden_size = features or self.num_features
         self.head_neuron = head_neuron
+        self.over_time = TimeMean()
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
@@ -87,7 +95,7 @@ class SpikingNetwork(nn.Module):
         if self.head_neuron is not None:
             x = self.head_neuron(x)
         if not per_step:
-            x = x.mean(0)
+            x = self.over_time(x)
         return x if pre_logits else self.head(self.head_drop(x))
 
     def forward_intermediates(

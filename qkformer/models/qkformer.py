@@ -5,7 +5,14 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from qkformer.layers.patch_embed import cifar_stem, dvs_stem, imagenet_stem, pool_first, pool_last
+from qkformer.layers.patch_embed import (
+    cifar_stem,
+    dvs_stem,
+    imagenet_stem,
+    pool_first,
+    pool_last,
+    stride_first,
+)
 from qkformer.models.base import SpikingTransformer
 from qkformer.models.registry import build, cifar_cfg, dvs_cfg, image_cfg
 from qkformer.models.stage import EmbedFunction, hierarchy
@@ -58,6 +65,7 @@ default_cfgs = generate_default_cfgs(
         for dim in (384, 512, 768)
     }
     | {f"{family}_4_384": cifar_cfg() for family in ("qkformer", "ms_qkformer")}
+    | {"qkformer_nir_4_384": cifar_cfg()}
     | {f"{family}_2_256": dvs_cfg() for family in ("qkformer", "ms_qkformer")}
 )
 
@@ -113,6 +121,13 @@ def qkformer_10_768(pretrained: bool = False, **kwargs: Any) -> QKFormer:
 def qkformer_4_384(pretrained: bool = False, **kwargs: Any) -> QKFormer:
     """HST-4-384 for CIFAR: 6,706,234 parameters with 10 classes, 6,740,884 with 100."""
     return build(QKFormer, "qkformer_4_384", pretrained, _CIFAR, kwargs)
+
+
+@register_model
+def qkformer_nir_4_384(pretrained: bool = False, **kwargs: Any) -> QKFormer:
+    """HST-4-384 of what NIR can hold: QKTA in every stage, strides for pools. Ours, untrained."""
+    defaults = dict(_CIFAR, mixers=("token_qk",) * 3, between=stride_first)
+    return build(QKFormer, "qkformer_nir_4_384", pretrained, defaults, kwargs)
 
 
 @register_model

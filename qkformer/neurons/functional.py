@@ -11,6 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from qkformer.neurons import reference
 from qkformer.neurons.cuda import loader, ops
 from qkformer.neurons.sequence import SpikeSequence
 from qkformer.text import did_you_mean
@@ -37,12 +38,14 @@ def check_backend(backend: str) -> str:
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """ "cupy" or "torch": what ``backend`` means for tensors of ``dtype`` on ``device``.
 
-    "auto" takes CuPy's kernels for CUDA tensors where they can run, and says once what it took.
+    "auto" takes CuPy's kernels for CUDA tensors where they can run, and says once what it took. A
+    file that is exported can hold no kernels.
 
     Raises:
         RuntimeError: ``backend`` is "cupy", which cannot run; the message says why and what to do.
     """
-    if backend == "torch" or (backend == "auto" and device.type not in loader.LAUNCHERS):
+    on_cpu = backend == "auto" and device.type not in loader.LAUNCHERS
+    if backend == "torch" or on_cpu or reference.exporting():
         return "torch"
     reason = loader.unavailable(device, dtype)
     if backend == "cupy" and reason:
@@ -104,7 +107,9 @@ def spike_sequence(
         raise ValueError(f"a neuron expects floating-point currents, got {x.dtype}")
     if backend not in BACKENDS:
         check_backend(backend)
+    constants = dict(v_threshold=v_threshold, v_reset=v_reset, alpha=alpha, surrogate=surrogate)
     if resolve_backend(backend, x.device, x.dtype) == "cupy":
-        constants = dict(v_threshold=v_threshold, v_reset=v_reset, alpha=alpha)
-        return ops.neuron(x, reciprocal_tau=reciprocal_tau, **constants, surrogate=surrogate)
+        return ops.neuron(x, reciprocal_tau=reciprocal_tau, **constants)
+    if reference.exporting():
+        return reference.spike_sequence(x, reciprocal_tau=reciprocal_tau, **constants)
     return SpikeSequence.apply(x, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)

@@ -47,18 +47,29 @@ SURROGATES: dict[str, tuple[Callable[[Tensor, float], Tensor], float]] = {
 
 
 class Heaviside(torch.autograd.Function):
-    """Step function, 1 or (``strict``) 0 at 0, with the derivative of a surrogate."""
+    """Whether a neuron ``fired``, as a number, with the derivative of a surrogate by ``x``.
+
+    ``x`` is the membrane potential above the threshold.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, alpha: float, surrogate: str, strict: bool) -> Tensor:
+    def forward(ctx, x: Tensor, fired: Tensor, alpha: float, surrogate: str) -> Tensor:
         ctx.save_for_backward(x)
         ctx.alpha, ctx.slope = alpha, SURROGATES[surrogate][0]
-        return (x > 0 if strict else x >= 0).to(x.dtype)
+        return fired.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
         return grad_output * ctx.slope(x, ctx.alpha), None, None, None
+
+
+def exporting() -> bool:
+    """Whether operations are recorded for a file, which holds neither Python nor gradients.
+
+    By ``torch.export`` (and so by ``torch.onnx.export``), or by ``torch.jit.trace``.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def step(
@@ -97,14 +108,17 @@ def step(
         h = v + (current - (v - v_reset)) * reciprocal_tau
     else:
         h = v - (v - v_reset) * reciprocal_tau + current
-    spikes = Heaviside.apply(h - v_threshold, alpha, surrogate, strict)
-    fired = spikes.detach() if detach_reset else spikes
-    if soft_reset:
-        v = h - fired * v_threshold
-    elif detach_reset:
-        v = torch.where(fired.bool(), v_reset, h)
+    fired = h > v_threshold if strict else h >= v_threshold
+    if exporting():
+        spikes = fired.to(x.dtype)
     else:
-        v = (1 - fired) * h + fired * v_reset
+        spikes = Heaviside.apply(h - v_threshold, fired, alpha, surrogate)
+    if detach_reset:
+        v = torch.where(fired, h - v_threshold if soft_reset else v_reset, h)
+    elif soft_reset:
+        v = h - spikes * v_threshold
+    else:
+        v = (1 - spikes) * h + spikes * v_reset
     return spikes.to(x.dtype), v
 
 

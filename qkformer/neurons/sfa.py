@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from qkformer.neurons.reference import exporting
+
 
 class SFA(nn.Module):
     """``round(clamp(x, 0, levels)) / levels``, and its unrolling into ``levels`` binary steps.
@@ -38,11 +40,11 @@ class SFA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.unrolled:
-            n = _Integers.apply(x, self.levels, self.rounding)
+            n = self._integers(x)
             return n / self.levels if self.divide else n
         if len(x) != self.levels:
             raise ValueError(f"unrolled into {self.levels} steps, got {len(x)}: set the model's T")
-        n = _Integers.apply(x.mean(0), self.levels, self.rounding)
+        n = self._integers(x.mean(0))
         spikes = torch.stack([(n > step).to(x.dtype) for step in range(self.levels)])
         return spikes if self.divide else spikes * self.levels
 
@@ -52,8 +54,16 @@ class SFA(nn.Module):
         height = 1 / self.levels if self.divide else 1.0
         return height * self.levels if self.unrolled else height
 
+    def _integers(self, x: Tensor) -> Tensor:
+        return (_rounded if exporting() else _Integers.apply)(x, self.levels, self.rounding)
+
     def extra_repr(self) -> str:
         return f"levels={self.levels}, rounding={self.rounding}, divide={self.divide}"
+
+
+def _rounded(x: Tensor, levels: int, rounding: str) -> Tensor:
+    x = x.clamp(0, levels)
+    return x.round() if rounding == "even" else (x + 0.5).floor()
 
 
 class _Integers(torch.autograd.Function):
@@ -61,8 +71,7 @@ class _Integers(torch.autograd.Function):
     def forward(ctx, x: Tensor, levels: int, rounding: str) -> Tensor:
         ctx.save_for_backward(x)
         ctx.levels, ctx.rounding = levels, rounding
-        x = x.clamp(0, levels)
-        return x.round() if rounding == "even" else (x + 0.5).floor()
+        return _rounded(x, levels, rounding)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:

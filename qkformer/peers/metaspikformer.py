@@ -104,12 +104,13 @@ class _Distilled(SpikingNetwork):
         if not self.distilled or not self.global_pool:
             return super().forward_head(x, pre_logits, per_step)
         x = x.mean((3, 4))
-        second = self.head_neuron(x)
-        first = x if self.head_on_currents else second
+        fired = self.head_neuron(x)
+        inputs = torch.stack([x if self.head_on_currents else fired, fired], 2)
         if not per_step:
-            first, second = first.mean(0), second.mean(0)
+            inputs = self.over_time(inputs)
+        first, second = self.head_drop(inputs).unbind(-2)
         if not pre_logits:
-            first, second = self.head(self.head_drop(first)), self.head_dist(self.head_drop(second))
+            first, second = self.head(first), self.head_dist(second)
             if self.distilled_training and self.training:
                 return first, second
         return (first + second) / 2

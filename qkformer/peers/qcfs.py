@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qkformer.neurons import IF
+from qkformer.neurons.reference import exporting
 
 
 class QCFS(nn.Module):
@@ -30,10 +31,10 @@ class QCFS(nn.Module):
         self.theta = nn.Parameter(torch.tensor([start]))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x / self.theta
+        x, floor = x / self.theta, torch.floor if exporting() else _Floor.apply
         if self.clamp_first:
-            return self.theta * (_Floor.apply(self.levels * x.clamp(0, 1) + 0.5) / self.levels)
-        return self.theta * (_Floor.apply(self.levels * x + 0.5) / self.levels).clamp(0, 1)
+            return self.theta * (floor(self.levels * x.clamp(0, 1) + 0.5) / self.levels)
+        return self.theta * (floor(self.levels * x + 0.5) / self.levels).clamp(0, 1)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, clamp_first={self.clamp_first}"

@@ -71,6 +71,7 @@ class TestOptions:
         weights: ema: the running mean that training with optimizer.ema_decay keeps.
         time_steps: Time steps, in place of model.T.
         input_size: Height and width in pixels, in place of data.image_size.
+        quantize: int8: weights rounded to integers of 8 bits with a scale for every output channel.
 
     Attributes:
         source: From where the configuration comes, a line for people.
@@ -83,6 +84,7 @@ class TestOptions:
     weights: Literal["trained", "ema"] = "trained"
     time_steps: int | None = None
     input_size: int | None = None
+    quantize: Literal["int8"] | None = None
     source: str = ""
 
 

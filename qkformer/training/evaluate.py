@@ -17,6 +17,7 @@ from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.loaders import evaluation_loader, read
 from qkformer.data.registry import Data, load_data
 from qkformer.files import append_lines, write_text
+from qkformer.inference import quantize_int8
 from qkformer.neurons import SFA, SpikingNeuron
 from qkformer.training.command_line import TestOptions
 from qkformer.training.config import Config, ConfigError
@@ -31,7 +32,13 @@ from qkformer.training.environment import (
     precision_remarks,
 )
 from qkformer.training.metrics import MEASURED_BATCHES, FiringRates, TrainingError
-from qkformer.training.model import check_model, count_parameters, create_model, prepare_model
+from qkformer.training.model import (
+    check_model,
+    count_parameters,
+    create_model,
+    megabytes,
+    prepare_model,
+)
 
 ALONE = World()
 
@@ -191,6 +198,8 @@ def load_tested(
     """The model with the checkpoint's weights, on the device, and what was loaded."""
     model = create_model(config, data)
     report = load_checkpoint(model, options.checkpoint, use_ema=options.weights == "ema")
+    if options.quantize:
+        model = quantize_int8(model)
     return prepare_model(model, config.compute, device), report
 
 
@@ -227,6 +236,8 @@ def _test(
         "checkpoint_md5": report.md5,
         "known_as": report.known_as,
         "weights": options.weights,
+        "quantize": options.quantize,
+        "megabytes": megabytes(model),
         "epoch": report.epoch,
         **describe(device, world),
     }

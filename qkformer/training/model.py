@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import qkformer
-from qkformer.checkpoint.load import check_checkpoint, load_checkpoint
+from qkformer.checkpoint.load import check_checkpoint, load_checkpoint, sizes_in
 from qkformer.data.registry import Data
 from qkformer.text import one_line
 from qkformer.training.config import (
@@ -28,6 +28,12 @@ def prepare_model(model: nn.Module, compute: ComputeConfig, device: torch.device
     """Put a model where and how it is computed with."""
     layout = torch.channels_last if compute.channels_last else torch.preserve_format
     return model.to(device, memory_format=layout)
+
+
+def megabytes(model: nn.Module) -> float:
+    """What the parameters and buffers of a model take, as they are."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -77,6 +83,17 @@ def check_loss(config: Config) -> None:
             f"loss.teacher: {name} has no second head to be taught; some models have one with "
             "model.args.distilled: true"
         )
+
+
+def load_model(config: Config, checkpoint: str | Path, *, use_ema: bool = False) -> nn.Module:
+    """The configured model with a checkpoint's weights and its classes and channels, without data.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`check_model`, which goes before.
+    """
+    model = _create(config, **sizes_in(_outline(config), checkpoint, use_ema=use_ema))
+    load_checkpoint(model, checkpoint, use_ema=use_ema)
+    return model.eval()
 
 
 def check_model(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from conftest import make_model
 from torch.utils.data import TensorDataset
 
 import qkformer
@@ -198,3 +199,14 @@ def test_averaged_weights_in_the_file_are_pointed_out(config, capsys):
     assert f"{path} has averaged weights too: --weights ema tests them" in capsys.readouterr().out
     run_test(config, path, "--weights", "ema")
     assert "has averaged weights" not in capsys.readouterr().out
+
+
+def test_int8_weights_are_tested_as_such_and_their_size_is_said(config):
+    options = dict(num_classes=3, in_chans=1, embed_dim=16, num_heads=2, T=1)
+    fires = make_model("qkformer_4_384", **options).float()
+    path = write(config, model=fires.state_dict())
+    whole = run_test(config, path)
+    small = run_test(config, path, "--quantize", "int8")
+    assert (whole["quantize"], small["quantize"]) == (None, "int8")
+    assert small["megabytes"] < 0.5 * whole["megabytes"] < 0.1
+    assert small["loss"] != whole["loss"] and small["images"] == whole["images"]
