@@ -98,7 +98,8 @@ def load_checkpoint(
     Args:
         model: one of this package's models.
         path: a file of ours, of QKFormer, MS-QKFormer, Max-Former or Spikformer (training
-            checkpoints or bare state dicts, ``module.`` prefix or not), or .safetensors.
+            checkpoints or bare state dicts, ``module.`` prefix or not), .safetensors, or a folder
+            that ``python -m qkformer.export hf`` or timm's ``save_for_hf`` wrote.
         strict: refuse a file that does not fit; if False, load the tensors that do, and report.
         skip_head: keep the model's own head, to fine-tune on other classes.
         use_ema: take the averaged weights, ``state_dict_ema``.
