@@ -8,24 +8,6 @@ from torch import Tensor, nn
 from qkformer.analysis.measure import World
 from qkformer.data.source import DataError
 
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
-            "truck")  # fmt: skip
-CLASSES = {
-    "cifar10": _CIFAR10,
-    "cifar10-dvs": _CIFAR10,
-    "dvs128-gesture": (
-        "hand clapping", "right hand wave", "left hand wave", "right arm clockwise",
-        "right arm counter-clockwise", "left arm clockwise", "left arm counter-clockwise",
-        "arm roll", "air drums", "air guitar", "other gestures",
-    ),
-}  # fmt: skip
-
-
-def class_names(data: str, num_classes: int) -> list[str]:
-    """Names where a data set has them, else numbers."""
-    names = CLASSES.get(data, ())
-    return list(names) if len(names) == num_classes else [str(i) for i in range(num_classes)]
-
 
 @torch.no_grad()
 def confusion_matrix(

@@ -19,7 +19,7 @@ from torch import Tensor
 from qkformer.analysis import conventions, figures, maps, tables
 from qkformer.analysis import rates as firing
 from qkformer.analysis.commands import into, parser
-from qkformer.analysis.confusion import class_names, confusion_matrix
+from qkformer.analysis.confusion import confusion_matrix
 from qkformer.analysis.log import write_energy
 from qkformer.analysis.measure import measure
 from qkformer.analysis.measurement import Measurement
@@ -115,8 +115,7 @@ def attention(argv: Sequence[str]) -> None:
             titles = [Path(file).name for file in options.images]
         else:
             x, labels = _first(source, options.samples)
-            names = class_names(source.config.data.name, source.data.num_classes)
-            titles = [names[label] for label in labels]
+            titles = [source.data.inputs.class_names[label] for label in labels]
         found = maps.attentions(source.model, x)
         matrices = _matrices(found, options)
         drawn = _maps(source, x, found, options)
@@ -209,7 +208,7 @@ def confusion(argv: Sequence[str]) -> None:
         counts = confusion_matrix(source.model, source.batches(), classes, source.world)
         if not source.world.is_main:
             return
-        names = class_names(source.config.data.name, classes)
+        names = source.data.inputs.class_names
         rows = [
             {"class": name, "samples": int(row.sum()),
              "accuracy": 100 * int(row[i]) / max(int(row.sum()), 1),

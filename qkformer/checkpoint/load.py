@@ -19,6 +19,7 @@ from qkformer.checkpoint.content import (
     has_averaged,
     number,
     recorded_config,
+    recorded_inputs,
 )
 from qkformer.checkpoint.fit import HEAD, differences, refusal, same_shape, suggestion
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
@@ -51,6 +52,8 @@ class LoadReport:
         missing: keys of the model that kept their value.
         epoch, accuracy: as recorded in the file (top-1 in %), None where they are not.
         recorded: the configuration of the training, as files of our own have it.
+        inputs: its classes' names and what new samples go through, likewise: the arguments of
+            :class:`qkformer.data.inputs.Inputs`.
         has_ema: the file has averaged weights, loaded or not.
     """
 
@@ -66,6 +69,7 @@ class LoadReport:
     epoch: int | None = None
     accuracy: float | None = None
     recorded: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
     has_ema: bool = False
 
     def __str__(self) -> str:
@@ -141,6 +145,7 @@ def load_checkpoint(
         epoch=number(content, ("epoch",), int),
         accuracy=number(content, ACCURACY_KEYS, float),
         recorded=recorded_config(content),
+        inputs=recorded_inputs(content),
         has_ema=has_averaged(content),
     )
 
@@ -171,6 +176,26 @@ def check_checkpoint(
         raise CheckpointError(refusal(path, difference, state))
     _check_name(model, content, path)
     return recorded_config(content)
+
+
+def sizes_in(model: nn.Module, path: str | os.PathLike, *, use_ema: bool = False) -> dict[str, int]:
+    """``num_classes`` and ``in_chans`` of the model that a checkpoint is of.
+
+    Args:
+        model: the same one but for these two; may be on the "meta" device.
+        path, use_ema: as for :func:`load_checkpoint`.
+
+    Raises:
+        CheckpointError: as :func:`check_checkpoint`.
+    """
+    check_checkpoint(model, path, use_ema=use_ema)
+    _, state = find_state_dict(read_checkpoint(path, mmap=True), path, use_ema)
+    names = _match(model, state, path, HEAD).names
+    head, first = (
+        state.get(names.get(f"{model.pretrained_cfg[key]}.weight"))
+        for key in ("classifier", "first_conv")
+    )
+    return {"num_classes": 0 if head is None else len(head), "in_chans": first.shape[1]}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from qkformer.data.event_formats import CIFAR10_CLASSES, CIFAR10_DVS, DVS128_GESTURE, EventFormat
+from qkformer.data.cifar import CIFAR10_CLASSES
+from qkformer.data.event_formats import CIFAR10_DVS, DVS128_GESTURE, GESTURES, EventFormat
 from qkformer.data.event_preparation import SIZE, prepare_frames
 from qkformer.data.samples import DAMAGE_OR_BUG, LabelledPaths
 from qkformer.data.source import DataConfig, DataError, EventData
@@ -88,7 +89,7 @@ def dvs128_gesture(config: DataConfig, T: int | None = None, *, training: bool =
         FrameFiles([s for samples in _by_class(frames / split, labels) for s in samples], T)
         for split in ("train", "test")
     )
-    return EventData(train, test, num_classes=11, size=SIZE)
+    return EventData(train, test, num_classes=11, size=SIZE, class_names=GESTURES)
 
 
 def cifar10_dvs(config: DataConfig, T: int | None = None, *, training: bool = True) -> EventData:
@@ -122,7 +123,8 @@ def cifar10_dvs(config: DataConfig, T: int | None = None, *, training: bool = Tr
     for name, samples, needed in (("train on", train, training), ("test", test, True)):
         if needed and not samples:
             raise DataError(f"data.split: {config.split or 'released'} leaves nothing to {name}")
-    return EventData(FrameFiles(train, T), FrameFiles(test, T), num_classes=10, size=SIZE)
+    parts = FrameFiles(train, T), FrameFiles(test, T)
+    return EventData(*parts, num_classes=10, size=SIZE, class_names=CIFAR10_CLASSES)
 
 
 def _prepared(config: DataConfig, T: int | None, format: EventFormat) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import qkformer
-from qkformer.checkpoint.load import check_checkpoint
+from qkformer.checkpoint.load import LoadReport, check_checkpoint, load_checkpoint, sizes_in
 from qkformer.data.registry import Data
 from qkformer.models import SpikingNetwork
 from qkformer.text import one_line
@@ -34,6 +34,20 @@ def create_model(config: Config, data: Data) -> SpikingNetwork:
         ConfigError: the model does not take these arguments, or this input size.
     """
     return _create(config, num_classes=data.num_classes, in_chans=data.in_chans)
+
+
+def load_model(
+    config: Config, checkpoint: str | Path, *, use_ema: bool = False
+) -> tuple[SpikingNetwork, LoadReport]:
+    """The configured model with a checkpoint's weights and its classes and channels, without data;
+    and what was loaded.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`check_model`, which goes before.
+    """
+    model = _create(config, **sizes_in(_outline(config), checkpoint, use_ema=use_ema))
+    report = load_checkpoint(model, checkpoint, use_ema=use_ema)
+    return model.eval(), report
 
 
 def check_model(
