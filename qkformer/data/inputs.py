@@ -79,5 +79,5 @@ def known_inputs(name: str) -> Inputs | None:
 
 def descriptions(class_names: tuple[str, ...]) -> dict[str, str]:
     """In words, of those classes that are named as ImageNet's folders."""
-    known = ImageNetInfo("imagenet-1k").label_descriptions()
+    known = ImageNetInfo("imagenet-1k").label_descriptions(as_dict=True)
     return {name: known[name] for name in class_names if name in known}

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+import qkformer
 from qkformer.text import did_you_mean, one_line
 from qkformer.training.config import DEFAULTS, KEYS, SECTIONS, Config, ConfigError
 
@@ -71,6 +72,15 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         for key, value in content.items():
             assign(values, str(key), value)
     return values
+
+
+def find_config(path: Path) -> Path:
+    """The file; or where there is none, the one of this name among those that come along."""
+    if path.exists() or path.name != str(path):
+        return path
+    package = Path(qkformer.__file__).parent
+    places = package / "configs", package.parent / "configs"  # installed; in the repository
+    return next((place / path for place in places if (place / path).is_file()), path)
 
 
 def load_yaml(path: Path) -> dict[Any, Any]:

@@ -256,7 +256,7 @@ def test_known_files_are_named(tmp_path, monkeypatch):
     torch.save({"model": published_state(DVS)}, tmp_path / "a.pth")
     assert load_checkpoint(dvs_model(), tmp_path / "a.pth").known_as is None
     md5 = qkformer.checkpoint.file_md5(tmp_path / "a.pth")
-    monkeypatch.setitem(load.KNOWN_FILES, md5, "an old friend")
+    monkeypatch.setitem(load.KNOWN_FILES, md5, load.KnownFile("an old friend", "friend.yml"))
     report = load_checkpoint(dvs_model(), tmp_path / "a.pth")
     assert report.known_as == "an old friend" and report.md5 == md5
     assert "known as an old friend" in str(report)
