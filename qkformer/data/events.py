@@ -60,8 +60,17 @@ def read_frames(path: str | Path, T: int) -> Tensor:
             frames = file["frames"]
     except DAMAGE_OR_BUG as error:
         raise ValueError(str(error)) from error
-    if frames.shape != (T, 2, SIZE, SIZE):
-        raise ValueError(f"expected frames of shape {(T, 2, SIZE, SIZE)}, found {frames.shape}")
+    return checked_frames(frames, T, SIZE)
+
+
+def checked_frames(frames: np.ndarray, T: int, size: int) -> Tensor:
+    """Event counts int16 [T, 2, size, size].
+
+    Raises:
+        ValueError: as `read_frames`.
+    """
+    if frames.shape != (T, 2, size, size):
+        raise ValueError(f"expected frames of shape {(T, 2, size, size)}, found {frames.shape}")
     least, most = frames.min(), frames.max()
     if not (least >= 0 and most <= LARGEST_COUNT):  # nan is neither
         raise ValueError(f"event counts must be 0 to {LARGEST_COUNT}, found {least} to {most}")

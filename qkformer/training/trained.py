@@ -44,10 +44,11 @@ def load_trained(config: Config, checkpoint: Path, *, use_ema: bool = False) -> 
     if inputs is None:
         read = DATASETS[config.data.name]
         inputs = inputs_of(read(config.data, T=config.model.T, training=False))
-    if inputs.in_chans != model.in_chans:
+    channels = model.get_submodule(model.pretrained_cfg["first_conv"]).in_channels
+    if inputs.in_chans != channels:
         raise ConfigError(
             f"data.name: {config.data.name} has {inputs.in_chans} channels, {checkpoint} is of "
-            f"{model.in_chans}: name the data set that it was trained on"
+            f"{channels}: name the data set that it was trained on"
         )
     if len(inputs.class_names) != model.num_classes:
         inputs = replace(inputs, class_names=tuple(map(str, range(model.num_classes))))

@@ -21,6 +21,7 @@ from qkformer.data.inputs import known_inputs
 from qkformer.export.__main__ import main
 from qkformer.export.hf import export_hf
 from qkformer.neurons import LIF
+from qkformer.predict import main as predict
 from qkformer.training.command_line import parse_train
 from qkformer.training.trained import load_trained
 
@@ -99,7 +100,7 @@ def test_timm_builds_what_was_trained_and_knows_its_input(run, tmp_path):
     assert built.pretrained_cfg["label_names"][3] == "cat"
 
 
-def test_a_folder_takes_the_place_of_a_checkpoint(run, tmp_path):
+def test_a_folder_takes_the_place_of_a_checkpoint(run, tmp_path, capsys):
     folder, model = run
     hf(folder / "best.pth", tmp_path / "hub")
     loaded = qkformer.create_model("qkformer_4_384", num_classes=10, T=3, **SMALL)
@@ -107,6 +108,13 @@ def test_a_folder_takes_the_place_of_a_checkpoint(run, tmp_path):
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
     assert (report.epoch, report.accuracy) == (3, 91.5)
     assert report.recorded["data"]["root"] is None and report.recorded["epochs"] == 4
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    answers = []
+    for path in (folder / "best.pth", tmp_path / "hub"):
+        capsys.readouterr()
+        predict(["--checkpoint", str(path), "--device", "cpu", "--json", str(tmp_path / "red.png")])
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] and "automobile" in str(answers[0])
     hf(tmp_path / "hub", tmp_path / "again")
     first, again = tmp_path / "hub", tmp_path / "again"
     weights = first / "model.safetensors"
