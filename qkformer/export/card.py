@@ -145,7 +145,7 @@ def _training(trained: Trained, run: Path) -> str:
         versions = facts["versions"]
         lines.append(
             f"qkformer {versions['qkformer']}, commit {facts['commit'] or 'not known'}; PyTorch "
-            f"{versions['torch']}; {facts['processes']} process(es) on {facts['device']}"
+            f"{versions['torch']}; {facts['processes']} x {facts['device']}"
         )
     epochs = _lines(run / "metrics.jsonl")
     if epochs:

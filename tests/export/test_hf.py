@@ -2,7 +2,9 @@
 
 import builtins
 import json
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import ClassVar
 
 import huggingface_hub
@@ -25,6 +27,7 @@ from qkformer.predict import main as predict
 from qkformer.training.command_line import parse_train
 from qkformer.training.trained import load_trained
 
+PAGE = (Path(__file__).parents[2] / "docs/hub.md").read_text(encoding="utf-8")
 SMALL = {"embed_dim": 16, "num_heads": 2}
 CONFIG = """
 epochs: 4
@@ -37,7 +40,7 @@ schedule: {name: one_cycle}
 
 def write_run(folder, data="cifar10", ssa="fixed", name="qkformer_4_384", **content):
     """A folder as train.py and test.py leave it, with a network that fires."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     (folder / "config.yml").write_text(CONFIG % (name, ssa, data))
     config = parse_train(folder / "config.yml", [])[0]
     inputs = known_inputs(data)
@@ -137,7 +140,7 @@ def test_the_card_says_what_the_runs_files_say(ssa, tmp_path):
         "| time steps T | 3 |",
         "| input | 3 x 32 x 32 |",
         "| energy | 1.25 mJ per sample (convention qkformer) |",
-        "commit abc123; PyTorch 2.14.1; 2 process(es) on cpu; 4 epochs in 2m00s",
+        "commit abc123; PyTorch 2.14.1; 2 x cpu; 4 epochs in 2m00s",
         "drop_path_rate: 0.2",
     ):
         assert said in card
@@ -276,3 +279,36 @@ def test_bad_input_gets_one_line(run, options, message, tmp_path, capsys):
     argv = ["--checkpoint", run[0] / "best.pth", *(places.get(each, each) for each in options)]
     assert message in refused(capsys, *argv)
     assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------ the page
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
+    """In a folder that has what they name."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/demo_digits")
+    published = released_state_dict(write_run(tmp_path / "run", "imagenet"))
+    torch.save({"model": published}, "checkpoint-199.pth")
+    known = load.KnownFile("an old friend", str(tmp_path / "run/config.yml"))
+    monkeypatch.setitem(load.KNOWN_FILES, file_md5("checkpoint-199.pth"), known)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    (tmp_path / "pictures").mkdir()
+    for name in ("picture.png", "pictures/other.png"):
+        Image.new("RGB", (32, 32), "red").save(name)
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+             for line in block.splitlines()]  # fmt: skip
+    assert len(lines) == 6
+    for line in lines:
+        python, m, module, *argv = line.split()
+        assert (python, m) == ("python", "-m")
+        {"qkformer.export": main, "qkformer.predict": predict}[module](argv)
+    assert Api.sent["repo_id"] == "user/digits"
+    assert (tmp_path / "qkformer_10_768/model.safetensors").exists()
+    assert (tmp_path / "maps/picture_png.png").exists()
+
+
+def test_the_examples_of_the_page_run():
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(block, "hub.md", "exec"), {})
