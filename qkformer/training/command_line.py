@@ -18,6 +18,7 @@ from qkformer.training.config import DEFAULTS, KEYS, SECTIONS, Config, ConfigErr
 from qkformer.training.config_file import (
     assign,
     build,
+    configs_folder,
     find_config,
     from_text,
     in_words,
@@ -88,15 +89,20 @@ class TestOptions:
 
 
 def parse_train(
-    default_config: Path, argv: Sequence[str] | None = None
+    default_config: Path | None, argv: Sequence[str] | None = None
 ) -> tuple[Config, TrainOptions]:
     """Command line of train.py; `argv` is sys.argv[1:] unless given.
+
+    Args:
+        default_config: None where a file has to be named.
 
     Raises:
         ConfigError: an unknown key, a wrong type, an impossible value, an unreadable file.
     """
     line = _CommandLine(TrainOptions, KEYS, argv)
-    files = line.files or [Path(default_config)]
+    files = line.files or ([Path(default_config)] if default_config else [])
+    if not files and not line.wants_help:
+        raise ConfigError(f"--config: required, a file, or the name of one in {configs_folder()}")
     config = line.configure(line.read(files))
     return config, TrainOptions(**{"output": Path("runs") / files[-1].stem} | line.options)
 
@@ -126,7 +132,7 @@ def parse_test(
     return _test_options(line, values, source)
 
 
-def parse_trained(argv: Sequence[str]) -> tuple[Config, TestOptions]:
+def parse_trained(argv: Sequence[str] | None = None) -> tuple[Config, TestOptions]:
     """The same for commands that are not of one data set: there is no default file.
 
     Everything comes from the files given, else from the checkpoint; of a published file the md5

@@ -76,11 +76,15 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def find_config(path: Path) -> Path:
     """The file; or where there is none, the one of this name among those that come along."""
-    if path.exists() or path.name != str(path):
-        return path
+    found = configs_folder() / path
+    return found if not path.exists() and found.is_file() else path
+
+
+def configs_folder() -> Path:
+    """Where this package's configurations are: beside it in the repository, in it in a wheel."""
     package = Path(qkformer.__file__).parent
-    places = package / "configs", package.parent / "configs"  # installed; in the repository
-    return next((place / path for place in places if (place / path).is_file()), path)
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def load_yaml(path: Path) -> dict[Any, Any]:
