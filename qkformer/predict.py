@@ -131,7 +131,7 @@ def _run(options: argparse.Namespace) -> None:
     trained = load_trained(config, told.checkpoint, use_ema=told.weights == "ema")
     trained.model.to(choose_device(told.device, World()))
     files = sample_files(options.files, events=trained.inputs.stored is not None)
-    if trained.model.ssa == "original":
+    if getattr(trained.model, "ssa", None) == "original":  # which an ANN has not
         batch = config.data.evaluation_batch_size
         _say(f"ssa original: a file's classes depend on the others of its batch of {batch}")
     if options.overlay:
