@@ -77,7 +77,6 @@ def load_data(
             kind of data; one line that names the key to change.
     """
     source = DATASETS[config.name](config, T=T, training=training)
-    inputs = inputs_of(source)
     if isinstance(source, EventData):
         train_transform = None
         augment = EventAugmentation(
@@ -86,6 +85,7 @@ def load_data(
     else:
         train_transform = training_transform(augmentation, config, source.mean)
         augment = ImageAugmentation(augmentation, source.mean, source.std, source.num_classes)
+    inputs = inputs_of(source)
     still_transform = inputs.transform(config)
     train = validation = None
     if training:
