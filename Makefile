@@ -1,6 +1,7 @@
 # make demo    train and evaluate a small QKFormer on scikit-learn's digits, on the CPU
 # make check   lint and the tests that are not slow: for every edit
 # make test    lint and the whole test suite
+# make dist    wheel and source distribution, in dist
 # All create .venv on first use; PYTHON=/path/to/python3.x chooses the interpreter.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo_digits
 
-.PHONY: demo check test lint format clean
+.PHONY: demo check test lint format dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/python cifar10/train.py --config configs/demo_digits.yml --output $(DEMO) --resume auto
@@ -33,8 +34,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -6,27 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qkformer.analysis.measure import World
-from qkformer.data.event_formats import CIFAR10_CLASSES
 from qkformer.data.source import DataError
-
-# DVS128 Gesture's gesture_mapping.csv: of folder 0, 1, ..; a class index is the place of the
-# folder's name in alphabetical order.
-_GESTURES = (
-    "hand clapping", "right hand wave", "left hand wave", "right arm clockwise",
-    "right arm counter-clockwise", "left arm clockwise", "left arm counter-clockwise", "arm roll",
-    "air drums", "air guitar", "other gestures",
-)  # fmt: skip
-CLASSES = {
-    "cifar10": CIFAR10_CLASSES,
-    "cifar10-dvs": CIFAR10_CLASSES,
-    "dvs128-gesture": tuple(_GESTURES[folder] for folder in sorted(range(11), key=str)),
-}
-
-
-def class_names(data: str, num_classes: int) -> list[str]:
-    """Names where a data set has them, else numbers."""
-    names = CLASSES.get(data, ())
-    return list(names) if len(names) == num_classes else [str(i) for i in range(num_classes)]
 
 
 @torch.no_grad()

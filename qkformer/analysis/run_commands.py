@@ -19,10 +19,11 @@ from torch import Tensor
 from qkformer.analysis import conventions, figures, maps, tables
 from qkformer.analysis import rates as firing
 from qkformer.analysis.commands import into, parser
-from qkformer.analysis.confusion import class_names, confusion_matrix
+from qkformer.analysis.confusion import confusion_matrix
 from qkformer.analysis.log import write_energy
 from qkformer.analysis.measure import measure
 from qkformer.analysis.measurement import Measurement
+from qkformer.analysis.overlay import attention_maps, pictures
 from qkformer.analysis.published import beside
 from qkformer.analysis.source import Source, opened
 from qkformer.analysis.theory import statistics
@@ -117,11 +118,12 @@ def attention(argv: Sequence[str]) -> None:
             titles = [Path(file).name for file in options.images]
         else:
             x, labels = _first(source, options.samples)
-            names = class_names(source.config.data.name, source.data.num_classes)
-            titles = [names[label] for label in labels]
+            titles = [source.data.inputs.class_names[label] for label in labels]
         found = maps.attentions(source.model, x)
         matrices = _matrices(found, options)
-        drawn = _maps(source, x, found, options)
+        drawn = attention_maps(
+            source.model, x, found, options.token, options.layer, options.classes
+        )
         size = tuple(x.shape[-2:])
         arrays = {name: maps.enlarged(values, size).numpy() for name, values in drawn.items()}
         folder = into(source.output)
@@ -133,27 +135,6 @@ def attention(argv: Sequence[str]) -> None:
         numbers = {k: {n: m.tolist() for n, m in each.items()} for k, each in matrices.items()}
         figures.save(figures.matrices(matrices), folder / "matrices", numbers, pdf=options.pdf)
         print(f"{len(drawn)} maps of {len(x)} samples in {folder}: attention, matrices")
-
-
-def _maps(
-    source: Source, x: Tensor, found: dict[str, maps.Operands], options: argparse.Namespace
-) -> dict[str, Tensor]:
-    drawn = {}
-    for name, each in found.items():
-        short = figures.short(name)
-        mask = each.token_map()
-        if mask is not None:
-            drawn[f"token mask\n{short}"] = mask
-        elif each.v is not None:
-            drawn[f"column sums\n{short}"] = each.column_sums()
-            if options.token is not None:
-                drawn[f"query {options.token}\n{short}"] = each.row(options.token)
-    for name in maps.stages(source.model):
-        drawn[f"firing rate\n{name}"] = maps.rate_map(source.model, x, name).mean(0)
-    layer = options.layer or maps.stages(source.model)[-1]
-    cam, classes = maps.grad_cam(source.model, x, layer, options.classes)
-    drawn[f"Grad-CAM\n{layer} of {', '.join(map(str, classes))}"] = cam
-    return drawn
 
 
 def _matrices(
@@ -186,23 +167,6 @@ def _first(source: Source, samples: int) -> tuple[Tensor, list[int]]:
     return torch.cat(inputs)[:samples], labels[:samples]
 
 
-def pictures(x: Tensor) -> np.ndarray:
-    """Inputs of a model as pictures: [B, H, W] grey or [B, H, W, 3], each from 0 to 1.
-
-    Event frames are summed over time and polarity.
-    """
-    x = x.float().cpu()
-    if x.ndim == 5:
-        x = x.sum((1, 2))
-    elif x.shape[1] == 3:
-        x = x.permute(0, 2, 3, 1)
-    else:
-        x = x.mean(1)
-    low, high = (each(x.flatten(1), 1) for each in (torch.amin, torch.amax))
-    shape = (-1, *[1] * (x.ndim - 1))
-    return ((x - low.view(shape)) / (high - low).clamp(min=1e-6).view(shape)).numpy()
-
-
 def confusion(argv: Sequence[str]) -> None:
     """Which classes are taken for which, and the accuracy of each."""
     made = _parser("confusion", confusion.__doc__)
@@ -211,7 +175,7 @@ def confusion(argv: Sequence[str]) -> None:
         counts = confusion_matrix(source.model, source.batches(), classes, source.world)
         if not source.world.is_main:
             return
-        names = class_names(source.config.data.name, classes)
+        names = source.data.inputs.class_names
         rows = [
             {"class": name, "samples": int(row.sum()),
              "accuracy": 100 * int(row[i]) / max(int(row.sum()), 1),

@@ -1,20 +1,18 @@
 """A configuration and a checkpoint as test.py reads them: the one place that knows how."""
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from qkformer.data.loaders import read
+from qkformer.data.recordings import read_image
 from qkformer.data.registry import Data
 from qkformer.data.source import DataError
-from qkformer.text import one_line
-from qkformer.training.command_line import TestOptions, parse_test
+from qkformer.training.command_line import TestOptions, parse_trained
 from qkformer.training.config import Config, ConfigError
 from qkformer.training.distributed import World, announced, joined
 from qkformer.training.environment import choose_device
@@ -58,14 +56,7 @@ class Source:
         transform = self.data.test.transform
         if transform is None:
             raise DataError("--images: the model takes event frames; use --samples")
-        mode = "L" if self.data.in_chans == 1 else "RGB"
-        samples = []
-        for file in files:
-            try:
-                with Image.open(file) as image:
-                    samples.append(transform(image.convert(mode)))
-            except OSError as error:
-                raise DataError(f"--images: cannot read {file}: {one_line(error)}") from error
+        samples = [read_image(Path(file), transform, self.data.in_chans) for file in files]
         device = next(self.model.parameters()).device
         return self.data.prepare(torch.stack(samples).to(device))
 
@@ -74,7 +65,7 @@ class Source:
 def opened(argv: Sequence[str]) -> Iterator[Source]:
     """Read test.py's command line, and everything that it names.
 
-    Without --config it is the config.yml beside the checkpoint, which every run has.
+    Without --config it is the configuration that the checkpoint records.
 
     Raises:
         ConfigError, DataError, FileError: something given is wrong.
@@ -108,25 +99,8 @@ def told(argv: Sequence[str]) -> tuple[Config, TestOptions]:
     Raises:
         ConfigError, FileError: something given is wrong.
     """
-    config, options = parse_test(_config_beside(argv), argv)
+    config, options = parse_trained(argv)
     if options.ssa == "both":
         raise ConfigError("--ssa both: is for test.py; choose one")
     (config,) = tested_configs(config, options.ssa)
     return config, options
-
-
-def _config_beside(argv: Sequence[str]) -> Path:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--checkpoint", type=Path)
-    try:
-        known, _ = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise ConfigError(one_line(error)) from error
-    if known.checkpoint is None:
-        raise ConfigError("--checkpoint: required, the file to read")
-    if not known.checkpoint.exists():
-        raise ConfigError(f"--checkpoint {known.checkpoint}: no such file")
-    beside = known.checkpoint.parent / "config.yml"
-    if not beside.exists() and not any(part.split("=")[0] == "--config" for part in argv):
-        raise ConfigError(f"--config: required, there is no {beside}")
-    return beside

@@ -61,6 +61,12 @@ def recorded_config(content: dict[str, Any]) -> dict[str, Any]:
     return recorded if isinstance(recorded, dict) else {}
 
 
+def recorded_inputs(content: dict[str, Any]) -> dict[str, Any]:
+    """What a file of ours says of the samples and the classes of its training."""
+    recorded = content.get("inputs")
+    return recorded if isinstance(recorded, dict) else {}
+
+
 def accuracy_is_of(recorded: dict[str, Any]) -> str:
     """What our training's accuracy in a file is of, other than its weights on the test set.
 

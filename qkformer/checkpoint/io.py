@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 import pickletools
 import re
@@ -17,6 +18,10 @@ import torch
 from qkformer.files import FileError, replacing
 from qkformer.text import first_sentence
 
+# A model's folder as timm writes it for the hub, and the key of its config.json under which
+# qkformer.export keeps what a checkpoint of ours says besides its weights.
+HUB_CONFIG, HUB_WEIGHTS, HUB_RECORD = "config.json", "model.safetensors", "qkformer"
+_MODEL_KEYS = ("T", "ssa", "neuron", "mlp_ratio", "drop_path_rate", "backend")  # of a config.yml
 _ZIP_MAGIC = b"PK\x03\x04"
 # torch.save(..., _use_new_zipfile_serialization=False): a pickled long that marks the old format
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -46,18 +51,21 @@ def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> dict[str,
     """Read a checkpoint onto the CPU without running any code that it may hold.
 
     Accepts what `torch.save` wrote (both formats) as long as it is a dict of tensors, plain
-    values, containers and `argparse.Namespace`, which the published checkpoints contain; and
-    `.safetensors` files, returned as a flat state dict.
+    values, containers and `argparse.Namespace`, which the published checkpoints contain;
+    `.safetensors` files, returned as a flat state dict; and folders as timm's `save_for_hf` and
+    `python -m qkformer.export hf` write them, returned like a checkpoint of ours.
 
     Args:
         mmap: Leave the tensors in the file until they are used, where its format allows it: for
             what is copied or dropped at once. They are gone when the file is overwritten in place.
 
     Raises:
-        CheckpointError: missing, a folder, empty, truncated, no checkpoint, not a dict, or
+        CheckpointError: missing, another folder, empty, truncated, no checkpoint, not a dict, or
             holding an object of any other class, which is named and has not been executed.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, mmap)
     _check_is_readable_file(path)
     if path.suffix.lower() == ".safetensors":
         content = _read_safetensors(path)
@@ -70,19 +78,46 @@ def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> dict[str,
 
 
 def file_md5(path: str | os.PathLike) -> str:
-    """Hex md5 of a file, by which published checkpoints are identified (not a safety measure)."""
+    """Hex md5 of a file, by which published checkpoints are identified (not a safety measure).
+
+    Of a folder it is that of the weights.
+    """
+    path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open(_weights_in(path) if path.is_dir() else path, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {first_sentence(error)}") from error
 
 
+def _weights_in(folder: Path) -> Path:
+    for name in (HUB_WEIGHTS, "pytorch_model.bin"):
+        if (folder / name).is_file() and (folder / HUB_CONFIG).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder}: is a folder without {HUB_CONFIG} and {HUB_WEIGHTS}, expected a checkpoint "
+        "file, or a folder written by python -m qkformer.export hf or timm's save_for_hf"
+    )
+
+
+def _read_folder(folder: Path, mmap: bool) -> dict[str, Any]:
+    state = read_checkpoint(_weights_in(folder), mmap=mmap)
+    try:
+        config = json.loads((folder / HUB_CONFIG).read_text(encoding="utf-8"))
+        record, arguments = config.get(HUB_RECORD, {}), dict(config.get("model_args", {}))
+        for given in ("num_classes", "in_chans", "global_pool"):  # by the data and the head
+            arguments.pop(given, None)
+        model = {key: arguments.pop(key) for key in _MODEL_KEYS if key in arguments}
+        model |= {"name": config["architecture"], "args": arguments}
+        return {"config": {"model": model}, **record, "state_dict": state}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = first_sentence(error)
+        raise CheckpointError(f"{folder / HUB_CONFIG}: not of a model ({reason})") from error
+
+
 def _check_is_readable_file(path: Path) -> None:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder, expected a checkpoint file")
     if not path.is_file():
         raise CheckpointError(f"{path}: not a regular file")
     if path.stat().st_size == 0:

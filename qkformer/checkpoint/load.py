@@ -19,19 +19,44 @@ from qkformer.checkpoint.content import (
     has_averaged,
     number,
     recorded_config,
+    recorded_inputs,
 )
 from qkformer.checkpoint.fit import HEAD, differences, heads, refusal, same_shape, suggestion
 from qkformer.checkpoint.io import CheckpointError, file_md5, read_checkpoint
 from qkformer.checkpoint.released import NoPublishedNames, released_names, unused_keys
 from qkformer.text import some_of
 
-# md5 -> what is known of files whose links are dead
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A published file: what it is, and the configuration of this package that describes it."""
+
+    name: str
+    config: str
+
+
+# by md5, as their links are dead
 KNOWN_FILES = {
-    "60df416983ae326bb14bdb4566444320": "QKFormer HST-10-384, ImageNet 224, 78.80 % (original SSA)",
-    "85dd1f94c87ba5ec908fed5d0a3f7f69": "QKFormer HST-10-512, ImageNet 224, 82.04 % (original SSA)",
-    "dc1595408ed1bd40346be2bdaf5015d5": "QKFormer HST-10-768, ImageNet 224, 84.22 % (original SSA)",
-    "ba20af8eb450d4ec9c71009fde8e7125": "QKFormer HST-10-768, ImageNet 288, 85.25 % (original SSA)",
-    "99a671118f67a680aa38b6ac5aae449a": "QKFormer HST-10-768, ImageNet 384, 85.65 % (original SSA)",
+    "60df416983ae326bb14bdb4566444320": KnownFile(
+        "QKFormer HST-10-384, ImageNet 224, 78.80 % (original SSA)",
+        "imagenet_qkformer_10_384.yml",
+    ),
+    "85dd1f94c87ba5ec908fed5d0a3f7f69": KnownFile(
+        "QKFormer HST-10-512, ImageNet 224, 82.04 % (original SSA)",
+        "imagenet_qkformer_10_512.yml",
+    ),
+    "dc1595408ed1bd40346be2bdaf5015d5": KnownFile(
+        "QKFormer HST-10-768, ImageNet 224, 84.22 % (original SSA)",
+        "imagenet_qkformer_10_768.yml",
+    ),
+    "ba20af8eb450d4ec9c71009fde8e7125": KnownFile(
+        "QKFormer HST-10-768, ImageNet 288, 85.25 % (original SSA)",
+        "imagenet_qkformer_10_768_288.yml",
+    ),
+    "99a671118f67a680aa38b6ac5aae449a": KnownFile(
+        "QKFormer HST-10-768, ImageNet 384, 85.65 % (original SSA)",
+        "imagenet_qkformer_10_768_384.yml",
+    ),
 }
 
 
@@ -51,6 +76,8 @@ class LoadReport:
         missing: keys of the model that kept their value.
         epoch, accuracy: as recorded in the file (top-1 in %), None where they are not.
         recorded: the configuration of the training, as files of our own have it.
+        inputs: its classes' names and what new samples go through, likewise: the arguments of
+            :class:`qkformer.data.inputs.Inputs`.
         has_ema: the file has averaged weights, loaded or not.
     """
 
@@ -66,6 +93,7 @@ class LoadReport:
     epoch: int | None = None
     accuracy: float | None = None
     recorded: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
     has_ema: bool = False
 
     def __str__(self) -> str:
@@ -98,7 +126,8 @@ def load_checkpoint(
     Args:
         model: one of this package's models.
         path: a file of ours, of QKFormer, MS-QKFormer, Max-Former or Spikformer (training
-            checkpoints or bare state dicts, ``module.`` prefix or not), or .safetensors.
+            checkpoints or bare state dicts, ``module.`` prefix or not), .safetensors, or a folder
+            that ``python -m qkformer.export hf`` or timm's ``save_for_hf`` wrote.
         strict: refuse a file that does not fit; if False, load the tensors that do, and report.
         skip_head: keep the model's own head, to fine-tune on other classes.
         use_ema: take the averaged weights, ``state_dict_ema``.
@@ -130,7 +159,7 @@ def load_checkpoint(
     return LoadReport(
         path=str(path),
         md5=md5,
-        known_as=KNOWN_FILES.get(md5),
+        known_as=KNOWN_FILES[md5].name if md5 in KNOWN_FILES else None,
         state_dict_key=state_dict_key,
         published=match.published,
         mapped={name: key for key, name in match.fitting.items()},
@@ -140,6 +169,7 @@ def load_checkpoint(
         epoch=number(content, ("epoch",), int),
         accuracy=number(content, ACCURACY_KEYS, float),
         recorded=recorded_config(content),
+        inputs=recorded_inputs(content),
         has_ema=has_averaged(content),
     )
 

@@ -8,6 +8,8 @@ import tarfile
 import tempfile
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,23 @@ from qkformer.text import one_line, some_of
 
 # CIFAR10's; the published runs normalise CIFAR100 with them too
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",
+    "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle",
+    "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup",
+    "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house",
+    "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man",
+    "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid",
+    "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy",
+    "porcupine", "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal",
+    "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar",
+    "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor",
+    "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman",
+    "worm",
+)  # fmt: skip
 CIFAR_SIZES = (50_000, 10_000)  # training and test images of either
 
 
@@ -36,12 +55,12 @@ def cifar10(config: DataConfig, *, T: int | None = None, training: bool = True) 
     Raises:
         DataError: files that are missing, damaged or not the published ones.
     """
-    return _cifar(config, CIFAR10, "labels", num_classes=10)
+    return _cifar(config, CIFAR10, "labels", CIFAR10_CLASSES)
 
 
 def cifar100(config: DataConfig, *, T: int | None = None, training: bool = True) -> ImageData:
     """As cifar10, with 100 classes: data.root/cifar-100-python."""
-    return _cifar(config, CIFAR100, "fine_labels", num_classes=100)
+    return _cifar(config, CIFAR100, "fine_labels", CIFAR100_CLASSES)
 
 
 class HeldImages(Dataset):
@@ -62,7 +81,9 @@ class HeldImages(Dataset):
         return Image.fromarray(self.data[index]), self.targets[index]
 
 
-def _cifar(config: DataConfig, files: type[CIFAR10], labels: str, num_classes: int) -> ImageData:
+def _cifar(
+    config: DataConfig, files: type[CIFAR10], labels: str, names: tuple[str, ...]
+) -> ImageData:
     root = data_root(
         config, f"{files.base_folder}/ or {files.filename}", must_exist=not config.download
     )
@@ -73,7 +94,7 @@ def _cifar(config: DataConfig, files: type[CIFAR10], labels: str, num_classes: i
     for listed in (files.train_list, files.test_list):
         arrays, targets = [], []
         for name, md5 in listed:
-            array, classes, found = _read_batch(folder / name, labels, num_classes)
+            array, classes, found = _read_batch(folder / name, labels, len(names))
             arrays.append(array)
             targets += classes
             unknown += [] if found == md5 else [name]
@@ -90,7 +111,10 @@ def _cifar(config: DataConfig, files: type[CIFAR10], labels: str, num_classes: i
             f"data.root: damaged: {some_of(sorted(unknown))} in {folder}, by their md5 sums; "
             "remove them, and --data.download true fetches them again"
         )
-    return ImageData(*parts, num_classes, CIFAR_MEAN, CIFAR_STD)
+    listed = folder / files.meta["filename"]
+    if listed.is_file():  # data in the same format may have classes of their own
+        names = _read_names(listed, files.meta["key"], len(names))
+    return ImageData(*parts, len(names), CIFAR_MEAN, CIFAR_STD, names)
 
 
 def _missing(folder: Path, files: type[CIFAR10]) -> list[str]:
@@ -136,19 +160,37 @@ def _unpack(root: Path, files: type[CIFAR10], download: bool) -> None:
 
 def _read_batch(path: Path, labels: str, num_classes: int) -> tuple[np.ndarray, list[int], str]:
     """A pickled batch -> images uint8 [N, 32, 32, 3], N class indices, md5 sum of the file."""
-    try:
+    with _blaming(path):
         raw = path.read_bytes()
-        entry = _ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
+        entry = _unpickled(raw)
         data, targets = entry["data"], entry[labels]
         if data.dtype != np.uint8 or data.shape != (len(targets), 3 * 32 * 32):
             raise ValueError(f"{data.dtype} {data.shape} for {len(targets)} labels")
         if not all(type(target) is int and 0 <= target < num_classes for target in targets):
             raise ValueError(f"labels other than 0 to {num_classes - 1}")
-    except Exception as error:  # on damaged files, pickle raises anything
-        raise DataError(f"data.root: {path} is damaged or unreadable: {one_line(error)}") from error
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     md5 = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     return np.ascontiguousarray(images), list(targets), md5
+
+
+def _read_names(path: Path, key: str, num_classes: int) -> tuple[str, ...]:
+    with _blaming(path):
+        names = tuple(_unpickled(path.read_bytes())[key])
+        if len(names) != num_classes or not all(type(name) is str for name in names):
+            raise ValueError(f"{key} are not {num_classes} names")
+    return names
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # on damaged files, pickle raises anything
+        raise DataError(f"data.root: {path} is damaged or unreadable: {one_line(error)}") from error
+
+
+def _unpickled(raw: bytes) -> Any:
+    return _ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
 
 
 _rebuild_array = np.empty(0).__reduce__()[0]  # NumPy has moved it before

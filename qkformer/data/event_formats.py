@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from qkformer.data.cifar import CIFAR10_CLASSES
 from qkformer.data.source import DataError
 
 FILES_PER_PIECE = 50
@@ -148,9 +149,13 @@ def _class_folders(extract: Path) -> list[Piece]:
     return pieces
 
 
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+_GESTURES = (  # of folder 0, 1, ..
+    "hand clapping", "right hand wave", "left hand wave", "right arm clockwise",
+    "right arm counter-clockwise", "left arm clockwise", "left arm counter-clockwise", "arm roll",
+    "air drums", "air guitar", "other gestures",
 )  # fmt: skip
+# by class index, the place of the folder's name in alphabetical order
+GESTURES = tuple(_GESTURES[folder] for folder in sorted(range(11), key=str))
 
 DVS128_GESTURE = EventFormat(
     name="DVS128 Gesture",

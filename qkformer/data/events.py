@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from qkformer.data.event_formats import CIFAR10_CLASSES, CIFAR10_DVS, DVS128_GESTURE, EventFormat
+from qkformer.data.cifar import CIFAR10_CLASSES
+from qkformer.data.event_formats import CIFAR10_DVS, DVS128_GESTURE, GESTURES, EventFormat
 from qkformer.data.event_preparation import SIZE, prepare_frames
 from qkformer.data.samples import DAMAGE_OR_BUG, LabelledPaths
 from qkformer.data.source import DataConfig, DataError, EventData, frames_per_recording
@@ -59,8 +60,17 @@ def read_frames(path: str | Path, T: int) -> Tensor:
             frames = file["frames"]
     except DAMAGE_OR_BUG as error:
         raise ValueError(str(error)) from error
-    if frames.shape != (T, 2, SIZE, SIZE):
-        raise ValueError(f"expected frames of shape {(T, 2, SIZE, SIZE)}, found {frames.shape}")
+    return checked_frames(frames, T, SIZE)
+
+
+def checked_frames(frames: np.ndarray, T: int, size: int) -> Tensor:
+    """Event counts int16 [T, 2, size, size].
+
+    Raises:
+        ValueError: as `read_frames`.
+    """
+    if frames.shape != (T, 2, size, size):
+        raise ValueError(f"expected frames of shape {(T, 2, size, size)}, found {frames.shape}")
     least, most = frames.min(), frames.max()
     if not (least >= 0 and most <= LARGEST_COUNT):  # nan is neither
         raise ValueError(f"event counts must be 0 to {LARGEST_COUNT}, found {least} to {most}")
@@ -88,7 +98,7 @@ def dvs128_gesture(config: DataConfig, T: int | None = None, *, training: bool =
         FrameFiles([s for samples in _by_class(frames / split, labels) for s in samples], T)
         for split in ("train", "test")
     )
-    return EventData(train, test, num_classes=11, size=SIZE)
+    return EventData(train, test, num_classes=11, size=SIZE, class_names=GESTURES)
 
 
 def cifar10_dvs(config: DataConfig, T: int | None = None, *, training: bool = True) -> EventData:
@@ -122,7 +132,8 @@ def cifar10_dvs(config: DataConfig, T: int | None = None, *, training: bool = Tr
     for name, samples, needed in (("train on", train, training), ("test", test, True)):
         if needed and not samples:
             raise DataError(f"data.split: {config.split or 'released'} leaves nothing to {name}")
-    return EventData(FrameFiles(train, T), FrameFiles(test, T), num_classes=10, size=SIZE)
+    parts = FrameFiles(train, T), FrameFiles(test, T)
+    return EventData(*parts, num_classes=10, size=SIZE, class_names=CIFAR10_CLASSES)
 
 
 def _prepared(config: DataConfig, T: int | None, format: EventFormat) -> Path:

@@ -101,14 +101,18 @@ def test_transform(config: DataConfig) -> ImageTransform:
 
 
 def _resize_and_crop(config: DataConfig) -> list[nn.Module]:
-    share = config.crop_pct
-    if share is None:
-        share = 0.875 if config.image_size <= 224 else 1.0
-    shorter_side = int(config.image_size / share)
+    shorter_side = int(config.image_size / crop_share(config))
     return [
         Resize(shorter_side, InterpolationMode.BICUBIC),
         CenterCrop(config.image_size),
     ]
+
+
+def crop_share(config: DataConfig) -> float:
+    """What of the shorter side of a test image is kept."""
+    if config.crop_pct is not None:
+        return config.crop_pct
+    return 0.875 if config.image_size <= 224 else 1.0
 
 
 def _to_pil(image: Image.Image | Tensor) -> Image.Image:

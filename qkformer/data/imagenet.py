@@ -45,6 +45,7 @@ def imagenet(config: DataConfig, *, T: int | None = None, training: bool = True)
         num_classes=len(classes["val"]),
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
+        class_names=tuple(images["val"].classes),
     )
 
 

@@ -9,15 +9,11 @@ from qkformer.data.augmentation import AugmentationConfig
 from qkformer.data.cifar import cifar10, cifar100
 from qkformer.data.digits import digits
 from qkformer.data.digits_dvs import digits_dvs
-from qkformer.data.event_transforms import EventAugmentation, EventFrames
+from qkformer.data.event_transforms import EventAugmentation
 from qkformer.data.events import cifar10_dvs, dvs128_gesture
-from qkformer.data.image_transforms import (
-    ImageAugmentation,
-    Normalise,
-    test_transform,
-    training_transform,
-)
+from qkformer.data.image_transforms import ImageAugmentation, training_transform
 from qkformer.data.imagenet import imagenet
+from qkformer.data.inputs import Inputs, inputs_of
 from qkformer.data.samples import Samples, held_out
 from qkformer.data.source import DataConfig, DataError, EventData, ImageData
 
@@ -46,8 +42,7 @@ class Data:
         augment: A training batch on the device, its class indices [B] and the epoch -> float input
             of the model, and class indices [B] or probabilities [B, classes].
         prepare: A test batch on the device -> float input of the model.
-        num_classes: Number of classes.
-        in_chans: Channels of the input.
+        inputs: What of this goes with a trained model, and the names of the classes.
     """
 
     train: Samples | None
@@ -55,8 +50,15 @@ class Data:
     test: Samples
     augment: nn.Module
     prepare: nn.Module
-    num_classes: int
-    in_chans: int
+    inputs: Inputs
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.inputs.class_names)
+
+    @property
+    def in_chans(self) -> int:
+        return self.inputs.in_chans
 
 
 def load_data(
@@ -78,17 +80,16 @@ def load_data(
     """
     source = DATASETS[config.name](config, T=T, training=training)
     if isinstance(source, EventData):
-        train_transform = still_transform = None
+        train_transform = None
         augment = EventAugmentation(
             augmentation, source.size, config.image_size, source.num_classes
         )
-        prepare = EventFrames(source.size, config.image_size)
     else:
         source = _normalised_as(config, source)
         train_transform = training_transform(augmentation, config, source.mean)
-        still_transform = test_transform(config)
         augment = ImageAugmentation(augmentation, source.mean, source.std, source.num_classes)
-        prepare = Normalise(source.mean, source.std)
+    inputs = inputs_of(source)
+    still_transform = inputs.transform(config)
     train = validation = None
     if training:
         kept, held = held_out(source.train, config.val_fraction)
@@ -99,9 +100,8 @@ def load_data(
         validation=validation,
         test=Samples(source.test, still_transform),
         augment=augment,
-        prepare=prepare,
-        num_classes=source.num_classes,
-        in_chans=source.in_chans,
+        prepare=inputs.prepare(config),
+        inputs=inputs,
     )
 
 

@@ -96,6 +96,7 @@ class ImageData:
         num_classes: Number of classes.
         mean: Per channel, of images scaled to 0..1; one value per input channel.
         std: Likewise.
+        class_names: By class index; None for numbers.
     """
 
     train: Dataset | None
@@ -103,6 +104,7 @@ class ImageData:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] | None = None
 
     @property
     def in_chans(self) -> int:
@@ -119,12 +121,14 @@ class EventData:
         test: Likewise.
         num_classes: Number of classes.
         size: Height and width of the frames as stored, in pixels.
+        class_names: By class index; None for numbers.
     """
 
     train: Dataset | None
     test: Dataset
     num_classes: int
     size: int
+    class_names: tuple[str, ...] | None = None
 
     in_chans: ClassVar[int] = 2  # events of either polarity
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from qkformer.commands import dispatch
 from qkformer.export.commands import nir, onnx, torch, trace
+from qkformer.export.hf import hf
 
-COMMANDS = {"onnx": onnx, "torch": torch, "nir": nir, "trace": trace}
+COMMANDS = {"onnx": onnx, "torch": torch, "nir": nir, "trace": trace, "hf": hf}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

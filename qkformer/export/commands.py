@@ -112,7 +112,7 @@ def _loaded(argv: Sequence[str], name: str) -> tuple[nn.Module, tuple[int, ...],
     if options.device == "cuda":
         raise ConfigError("--device cuda: exporting is done on the CPU")
     print(options.source, *check_tested([config], options), sep="\n")
-    model = load_model(config, options.checkpoint, use_ema=options.weights == "ema")
+    model, _ = load_model(config, options.checkpoint, use_ema=options.weights == "ema")
     if options.quantize:
         model = quantize_int8(model)
     frames = (config.model.T,) if model.in_chans == EventData.in_chans else ()

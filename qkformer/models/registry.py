@@ -78,13 +78,7 @@ def build(
     kwargs: dict[str, Any],
 ) -> SpikingNetwork:
     """What every registered function does: ``cls(**defaults, **kwargs)``, as timm builds models."""
-    accepted = {
-        parameter.name
-        for base in cls.__mro__
-        if issubclass(base, SpikingNetwork)
-        for parameter in inspect.signature(base.__init__).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    accepted = arguments(cls)
     for name in kwargs:
         if name not in accepted | TIMM_OPTIONS:
             raise TypeError(f"{variant} takes no argument {name!r}{did_you_mean(name, accepted)}")
@@ -100,6 +94,17 @@ def build(
     # what timm's save_for_hf writes, for "local-dir:" and "hf-hub:" to build the same model
     model._model_args = {key: kwargs[key] for key in kwargs if key in accepted}
     return model
+
+
+def arguments(cls: type[SpikingNetwork]) -> set[str]:
+    """Names of the keyword arguments that a family takes."""
+    return {
+        parameter.name
+        for base in cls.__mro__
+        if issubclass(base, SpikingNetwork)
+        for parameter in inspect.signature(base.__init__).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
 def image_cfg(size: int = 224, num_classes: int = 1000, **kwargs: Any) -> dict[str, Any]:

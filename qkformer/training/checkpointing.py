@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qkformer.checkpoint.io import CheckpointError, read_checkpoint, save_checkpoint
+from qkformer.data.inputs import Inputs
 from qkformer.files import FileError, Lock
 from qkformer.text import first_sentence, some_of
 from qkformer.training.config import Config, ConfigError, changed_keys, flat
@@ -60,6 +61,7 @@ class Checkpoints:
         state: How far the run has come.
         learner: What is saved.
         config: The run's configuration.
+        inputs: What goes with the weights of the data: in place of these for new samples.
         world: The processes; all take part in saving, the main one writes.
         stop: Signals that came.
     """
@@ -70,11 +72,12 @@ class Checkpoints:
         state: RunState,
         learner: Learner,
         config: Config,
+        inputs: Inputs,
         world: World,
         stop: StopRequest,
     ) -> None:
         self.folder, self.state, self.learner, self.config = folder, state, learner, config
-        self.world, self.stop = world, stop
+        self.inputs, self.world, self.stop = inputs, world, stop
         self.last_save = time.monotonic()
 
     def due(self) -> bool:
@@ -152,6 +155,7 @@ class Checkpoints:
             "epoch": finished["epoch"] if finished else len(self.state.history),
             "acc1": finished.get(self.state.metric) if finished else None,
             "config": asdict(self.config),
+            "inputs": asdict(self.inputs),
         }
 
 

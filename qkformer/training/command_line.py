@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from qkformer.checkpoint.content import recorded_config
-from qkformer.checkpoint.io import read_checkpoint
+from qkformer.checkpoint.io import file_md5, read_checkpoint
+from qkformer.checkpoint.load import KNOWN_FILES
 from qkformer.text import did_you_mean, some_of
 from qkformer.training.config import DEFAULTS, KEYS, SECTIONS, Config, ConfigError
 from qkformer.training.config_file import (
     assign,
     build,
+    configs_folder,
+    find_config,
     from_text,
     in_words,
     naming,
@@ -89,15 +92,20 @@ class TestOptions:
 
 
 def parse_train(
-    default_config: Path, argv: Sequence[str] | None = None
+    default_config: Path | None, argv: Sequence[str] | None = None
 ) -> tuple[Config, TrainOptions]:
     """Command line of train.py; `argv` is sys.argv[1:] unless given.
+
+    Args:
+        default_config: None where a file has to be named.
 
     Raises:
         ConfigError: an unknown key, a wrong type, an impossible value, an unreadable file.
     """
     line = _CommandLine(TrainOptions, KEYS, argv)
-    files = line.files or [Path(default_config)]
+    files = line.files or ([Path(default_config)] if default_config else [])
+    if not files and not line.wants_help:
+        raise ConfigError(f"--config: required, a file, or the name of one in {configs_folder()}")
     config = line.configure(line.read(files))
     return config, TrainOptions(**{"output": Path("runs") / files[-1].stem} | line.options)
 
@@ -114,26 +122,59 @@ def parse_test(
         ConfigError: as parse_train; and a key on the command line that does not act.
         CheckpointError: the checkpoint cannot be read.
     """
-    line = _CommandLine(TestOptions, list(filter(_acts_in_testing, KEYS)), argv)
-    for key in line.keys:
-        if not _acts_in_testing(key):
-            raise ConfigError(f"--{key}: acts in training only")
+    line = _test_line(argv)
     checkpoint = line.options.get("checkpoint")
     default = line.read([Path(default_config)])
     tested, source = default, str(default_config)
     if line.files:
         tested, source = line.read(line.files), " and ".join(map(str, line.files))
     elif checkpoint and not line.wants_help:
-        tested, source = _recorded(checkpoint) or (tested, source)
+        tested, source = _recorded(checkpoint, line.acting) or (tested, source)
     values = {key: default[key] for key in default if not key.startswith(TESTED_SECTIONS)}
     values |= {key: tested[key] for key in tested if _acts_in_testing(key)}
+    return _test_options(line, values, source)
+
+
+def parse_trained(argv: Sequence[str] | None = None) -> tuple[Config, TestOptions]:
+    """The same for commands that are not of one data set: there is no default file.
+
+    Everything comes from the files given, else from the checkpoint; of a published file the md5
+    says which configuration it is of.
+
+    Raises:
+        ConfigError: as parse_test; and there is no configuration.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    line = _test_line(argv)
+    checkpoint = line.options.get("checkpoint")
+    if not checkpoint and not line.wants_help:
+        raise ConfigError("--checkpoint: required, the file to read")
+    values, source = line.read(line.files), " and ".join(map(str, line.files))
+    if not line.files and not line.wants_help:
+        values, source = _recorded(checkpoint, KEYS) or _known(checkpoint)
+    return _test_options(line, values, source)
+
+
+def _test_line(argv: Sequence[str] | None) -> "_CommandLine":
+    line = _CommandLine(TestOptions, list(filter(_acts_in_testing, KEYS)), argv)
+    for key in line.keys:
+        if not _acts_in_testing(key):
+            raise ConfigError(f"--{key}: acts in training only")
+    return line
+
+
+def _test_options(
+    line: "_CommandLine", values: dict[str, Any], source: str
+) -> tuple[Config, TestOptions]:
     for option, key in (("input_size", "data.image_size"), ("time_steps", "model.T")):
         if line.options.get(option) is not None:
             line.keys[key] = line.options[option]
+    checkpoint = line.options.get("checkpoint")
     config = line.configure(values)
     if checkpoint is None:
         raise ConfigError("--checkpoint: required, the file to test")
-    options = {"output": checkpoint.parent, "source": f"configuration: {source}"} | line.options
+    beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    options = {"output": beside, "source": f"configuration: {source}"} | line.options
     return config, TestOptions(**options)
 
 
@@ -141,25 +182,36 @@ def _acts_in_testing(key: str) -> bool:
     return f"{key}.".startswith(TESTED_SECTIONS) and key not in TRAINING_ONLY
 
 
-def _recorded(checkpoint: Path) -> tuple[dict[str, Any], str] | None:
+def _recorded(checkpoint: Path, wanted: Iterable[str]) -> tuple[dict[str, Any], str] | None:
     """What a checkpoint of ours was trained with, and what to say of it; None for others."""
     config = recorded_config(read_checkpoint(checkpoint, mmap=True))
-    found = {
-        f"{section}{name}": value
-        for section in TESTED_SECTIONS
-        if isinstance(part := config.get(section[:-1]), dict)
+    found = {key: value for key, value in config.items() if key not in SECTIONS}
+    found |= {
+        f"{section}.{name}": value
+        for section in SECTIONS
+        if isinstance(part := config.get(section), dict)
         for name, value in part.items()
     }
     if any(key not in {**DEFAULTS, **found} for key in KEYS if _acts_in_testing(key)):
         return None
     values: dict[str, Any] = {}
     with naming(checkpoint):
-        for key in filter(_acts_in_testing, found):
-            if key in KEYS:
-                assign(values, key, found[key])
-    unknown = [key for key in found if key not in KEYS]
+        for key in filter(found.__contains__, wanted):
+            assign(values, key, found[key])
+    unknown = [key for key in found if key not in KEYS and _acts_in_testing(key)]
     ignored = f"; this version has no {some_of(unknown)}" if unknown else ""
     return values, f"the one recorded in {checkpoint}{ignored}"
+
+
+def _known(checkpoint: Path) -> tuple[dict[str, Any], str]:
+    """The configuration of a published file that is known by its md5, and what to say of it."""
+    known = KNOWN_FILES.get(file_md5(checkpoint))
+    if known is None:
+        raise ConfigError(
+            f"--config: required, {checkpoint} records no configuration; there is one for every "
+            "published run, as in --config imagenet_qkformer_10_384.yml"
+        )
+    return read_config(find_config(Path(known.config))), f"{known.config}, of {known.name}"
 
 
 class _CommandLine:
@@ -226,6 +278,7 @@ class _CommandLine:
         """The keys that YAML files set; help does without those that are missing."""
         values: dict[str, Any] = {}
         for file in files:
+            file = find_config(file)
             if file.exists() or not self.wants_help:
                 values |= read_config(file)
         return values

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+import qkformer
 from qkformer.text import did_you_mean, one_line
 from qkformer.training.config import DEFAULTS, KEYS, SECTIONS, Config, ConfigError
 
@@ -71,6 +72,19 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         for key, value in content.items():
             assign(values, str(key), value)
     return values
+
+
+def find_config(path: Path) -> Path:
+    """The file; or where there is none, the one of this name among those that come along."""
+    found = configs_folder() / path
+    return found if not path.exists() and found.is_file() else path
+
+
+def configs_folder() -> Path:
+    """Where this package's configurations are: beside it in the repository, in it in a wheel."""
+    package = Path(qkformer.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def load_yaml(path: Path) -> dict[Any, Any]:

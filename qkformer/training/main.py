@@ -12,7 +12,7 @@ from pathlib import Path
 from qkformer.data.loaders import dead_worker
 from qkformer.data.source import DataError
 from qkformer.files import FileError
-from qkformer.training.command_line import parse_test, parse_train
+from qkformer.training.command_line import parse_test, parse_train, parse_trained
 from qkformer.training.config import ConfigError
 from qkformer.training.distributed import (
     STOPPING,
@@ -30,11 +30,12 @@ from qkformer.training.train import run_training
 FAILED, WRONG, STOPPED, INTERRUPTED = 1, 2, 75, 130  # exit statuses; 75 is sysexits' TEMPFAIL
 
 
-def train(default_config: Path, argv: Sequence[str] | None = None) -> None:
+def train(default_config: Path | None, argv: Sequence[str] | None = None) -> None:
     """train.py: train a model as configured, in a folder from which it can go on.
 
     Args:
-        default_config: YAML file that applies unless the command line names another.
+        default_config: YAML file that applies unless the command line names another; None where it
+            has to.
         argv: The command line, sys.argv[1:] unless given.
 
     Raises:
@@ -46,10 +47,10 @@ def train(default_config: Path, argv: Sequence[str] | None = None) -> None:
         run_training(*parse_train(default_config, argv), stop)
 
 
-def test(default_config: Path, argv: Sequence[str] | None = None) -> None:
+def test(default_config: Path | None, argv: Sequence[str] | None = None) -> None:
     """test.py: measure a checkpoint on the whole test set. Arguments and exits as for `train`."""
     with errors_in_one_line("nothing is written"):
-        run_test(*parse_test(default_config, argv))
+        run_test(*(parse_test(default_config, argv) if default_config else parse_trained(argv)))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import qkformer
-from qkformer.checkpoint.load import check_checkpoint, load_checkpoint, sizes_in
+from qkformer.checkpoint.load import LoadReport, check_checkpoint, load_checkpoint, sizes_in
 from qkformer.data.registry import Data
 from qkformer.text import one_line
 from qkformer.training.config import (
@@ -85,15 +85,18 @@ def check_loss(config: Config) -> None:
         )
 
 
-def load_model(config: Config, checkpoint: str | Path, *, use_ema: bool = False) -> nn.Module:
-    """The configured model with a checkpoint's weights and its classes and channels, without data.
+def load_model(
+    config: Config, checkpoint: str | Path, *, use_ema: bool = False
+) -> tuple[nn.Module, LoadReport]:
+    """The configured model with a checkpoint's weights and its classes and channels, without data;
+    and what was loaded.
 
     Raises:
         ConfigError, CheckpointError: as :func:`check_model`, which goes before.
     """
     model = _create(config, **sizes_in(_outline(config), checkpoint, use_ema=use_ema))
-    load_checkpoint(model, checkpoint, use_ema=use_ema)
-    return model.eval()
+    report = load_checkpoint(model, checkpoint, use_ema=use_ema)
+    return model.eval(), report
 
 
 def check_model(

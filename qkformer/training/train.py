@@ -174,7 +174,8 @@ def train_epochs(run: Run, folder: Path, stop: StopRequest) -> None:
     """Epoch after epoch: train, test, save, and say so."""
     config, world, state = run.config, run.world, run.state
     stop.remember()  # from here on there is something to save
-    run.checkpoints = Checkpoints(folder, state, run.learner, config, world, stop)
+    inputs = run.data.inputs
+    run.checkpoints = Checkpoints(folder, state, run.learner, config, inputs, world, stop)
     world.first(lambda: _write_facts(run, folder))
     if world.is_main:
         run.log = RunLog(folder, state, config, run.batches.batch_sampler)

@@ -228,7 +228,7 @@ def test_published_rows_have_a_source_and_are_found_by_model_size_and_steps():
         (["energy", "--checkpoint", "RUN", "--model.args.embed_dim", "32"], "does not fit"),
         (["energy", "--checkpoint", "RUN", "--ssa", "both"], "choose one"),
         (["attention", "--checkpoint", "RUN", "--layer", "stages.9"], "no layer 'stages.9'"),
-        (["attention", "--checkpoint", "RUN", "--images", "/nope"], "cannot read /nope"),
+        (["attention", "--checkpoint", "RUN", "--images", "/nope"], "/nope: cannot be read as"),
         (["attention", "--checkpoint", "RUN", "--head", "7"], "has 2 steps and 2 heads"),
         (["macs", "--model", "qkformer_10_38", "--size", "224"], "did you mean"),
         (["macs", "--model", "qkformer_10_384", "--size", "225"], "multiples of 16"),

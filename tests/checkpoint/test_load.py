@@ -7,10 +7,11 @@ import torch
 from conftest import make_model
 from published import PUBLISHED, published_shapes, published_state
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 import qkformer
 from qkformer import CheckpointError, load_checkpoint, released_state_dict
-from qkformer.checkpoint import NoPublishedNames, fitting_models, load
+from qkformer.checkpoint import NoPublishedNames, file_md5, fitting_models, load
 from qkformer.checkpoint.released import unused_keys
 
 DVS = "dvs128gesture_hst_2_256"
@@ -75,6 +76,36 @@ def test_layouts(layout, published, tmp_path):
     report = load_checkpoint(model, tmp_path / "file.pth", use_ema=use_ema)
     assert equal(model.state_dict(), source.state_dict())
     assert report.published == published
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_a_folder_of_timms_save_for_hf(safe, tmp_path):
+    options = dict(SMALL, T=2, neuron="if", mlp_ratio=2.0)
+    source = make_model("qkformer_2_256", **options).float()
+    save_for_hf(source, tmp_path, safe_serialization=safe)
+    model = qkformer.create_model("qkformer_2_256", **options)
+    report = load_checkpoint(model, tmp_path)
+    assert equal(model.state_dict(), source.state_dict())
+    file = tmp_path / ("model.safetensors" if safe else "pytorch_model.bin")
+    assert report.md5 == file_md5(file)
+    recorded = {"name": "qkformer_2_256", "T": 2, "neuron": "if", "mlp_ratio": 2.0, "args": SMALL}
+    assert report.recorded == {"model": recorded}
+    with pytest.raises(CheckpointError, match="is of qkformer_2_256, the model is ms_qkformer"):
+        load_checkpoint(qkformer.create_model("ms_qkformer_2_256", **options), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config", ["{", "[]", "{}", '{"architecture": "x", "model_args": 3}', None]
+)
+def test_a_folder_that_is_no_export_gets_one_line(config, tmp_path):
+    save_file({"weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError) as refused:
+        load_checkpoint(qkformer.create_model("qkformer_2_256", **SMALL), tmp_path)
+    message = str(refused.value)
+    assert message.startswith(str(tmp_path)) and "\n" not in message
+    assert ("config.json: not of a model" if config else "qkformer.export hf") in message
 
 
 @pytest.mark.slow
@@ -225,7 +256,7 @@ def test_known_files_are_named(tmp_path, monkeypatch):
     torch.save({"model": published_state(DVS)}, tmp_path / "a.pth")
     assert load_checkpoint(dvs_model(), tmp_path / "a.pth").known_as is None
     md5 = qkformer.checkpoint.file_md5(tmp_path / "a.pth")
-    monkeypatch.setitem(load.KNOWN_FILES, md5, "an old friend")
+    monkeypatch.setitem(load.KNOWN_FILES, md5, load.KnownFile("an old friend", "friend.yml"))
     report = load_checkpoint(dvs_model(), tmp_path / "a.pth")
     assert report.known_as == "an old friend" and report.md5 == md5
     assert "known as an old friend" in str(report)

@@ -82,6 +82,8 @@ def test_dvs128_gesture_has_its_official_split(tmp_path):
     assert (data.num_classes, data.size, data.in_chans) == (11, 128, 2)
     # torchvision numbers folders in alphabetical order, and so do published weights
     folders = sorted(map(str, range(11)))
+    assert data.class_names[folders.index("0")] == "hand clapping"
+    assert data.class_names[folders.index("10")] == "other gestures" == data.class_names[2]
     for source, part in ((data.train, "train"), (data.test, "test")):
         assert list(source.samples) == [
             (str(frames_folder(tmp_path) / part / folder / f"{user}_{k}.npz"), label)
@@ -107,6 +109,7 @@ def cifar10_dvs_frames(root, numbers):
 def test_cifar10_dvs_splits(tmp_path, split, test_numbers):
     data = load("cifar10-dvs", cifar10_dvs_frames(tmp_path, NUMBERS), split=split)
     assert (data.num_classes, data.size, data.in_chans) == (10, 128, 2)
+    assert data.class_names == CIFAR10_CLASSES
     train_numbers = [number for number in ALPHABETICAL if number not in test_numbers]
     for source, numbers in ((data.train, train_numbers), (data.test, test_numbers)):
         assert list(source.samples) == [

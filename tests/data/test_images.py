@@ -90,6 +90,7 @@ def test_cifar_is_read_as_torchvision_reads_it(source, write, files, tmp_path, m
     data = source(config(tmp_path))
     assert data.num_classes == {CIFAR10: 10, CIFAR100: 100}[files]
     assert data.in_chans == 3
+    assert data.class_names == tuple(f"class {i}" for i in range(data.num_classes))
     for part, train in ((data.train, True), (data.test, False)):
         expected = files(tmp_path, train=train)
         assert part.targets == expected.targets
@@ -97,6 +98,19 @@ def test_cifar_is_read_as_torchvision_reads_it(source, write, files, tmp_path, m
         for (image, label), (theirs, their_label) in zip(part, expected, strict=True):
             assert (image.mode, label) == ("RGB", their_label)
             assert np.array_equal(image, theirs)
+
+
+@pytest.mark.parametrize(("source", "write", "files"), CIFARS)
+def test_cifars_class_names_are_the_published_ones_where_the_files_have_none(
+    source, write, files, tmp_path
+):
+    names = write(tmp_path) / files.meta["filename"]
+    names.unlink()
+    data = source(config(tmp_path))
+    assert (len(data.class_names), data.class_names[3]) in ((10, "cat"), (100, "bear"))
+    for damage in (b"\x80", pickle.dumps({files.meta["key"]: ["one"]})):
+        names.write_bytes(damage)
+        assert str(names) in error(source, tmp_path)
 
 
 def test_cifar10_reads_what_python_2_pickled(tmp_path):
@@ -264,6 +278,7 @@ def test_imagenet_is_a_folder_per_class(tmp_path):
     write_imagenet(tmp_path, classes=3, train=8, val=4)
     data = imagenet(config(tmp_path, "imagenet"))
     assert (data.num_classes, data.in_chans) == (3, 3)
+    assert data.class_names == ("n00000001", "n00000002", "n00000003")
     assert (len(data.train), len(data.test)) == (24, 12)
     assert data.train.class_to_idx == data.test.class_to_idx
     for part, images in (("train", data.train), ("val", data.test)):

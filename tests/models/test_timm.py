@@ -7,12 +7,14 @@ import torch
 from conftest import firing, make_fire, make_model, with_spikes
 from families import FAMILIES
 from timm.layers import set_layer_config
+from timm.models import _hub as hub
 from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 import qkformer
+from qkformer.models.registry import arguments
 
 SMALL = {"embed_dim": 32, "num_heads": 4, "T": 2}
 
@@ -91,19 +93,50 @@ def test_no_pretrained_weights_are_pretended():
         timm.create_model("qkformer_4_384", pretrained=True)
 
 
-@pytest.mark.parametrize(
-    "name", ["qkformer_2_256", "ms_qkformer_4_384", "maxformer_4_384", "spikformer_4_384"]
-)
-def test_what_timm_saves_it_builds_again(name, tmp_path):
-    """With the model's arguments, also one that is None, which timm's create_model drops."""
-    options = {"in_chans": 4, "num_classes": 7, "neuron": "plif", "attn_scale": None}
-    model = make_model(name, **SMALL, **options).float()
-    save_for_hf(model, tmp_path)
-    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+# of every kind that JSON has: number, word, list, dict, and None, which timm's create_model drops
+OPTIONS = {
+    "T": 3,
+    "in_chans": 4,
+    "num_classes": 7,
+    "mlp_ratio": 2.0,
+    "attn_scale": None,
+    "hidden": None,
+    "qkv_bias": True,
+    "neuron": "plif",
+    "neuron_args": {"v_init": None, "v_reset": 0.1},
+    "mixers": ("channel_qk", "dwconv5", "ssa"),
+    "pools": (True, False, True, True),
+}
+NO_SNN = ("transformer_4_384", "resnet19", "qcfs_resnet18")  # with activations of their own
+SOURCES = [*((name, "local-dir") for name in FAMILIES), ("qkformer_4_384", "hf-hub")]
+
+
+def hub_options(name):
+    """What of these the family takes, over its small size."""
+    with torch.device("meta"):
+        taken = arguments(type(qkformer.create_model(name, **FAMILIES[name])))
+    taken -= {"neuron", "neuron_args"} if name in NO_SNN else set()
+    return {key: OPTIONS[key] for key in OPTIONS if key in taken} | FAMILIES[name]
+
+
+@pytest.mark.parametrize(("name", "source"), SOURCES)
+def test_what_timm_saves_it_builds_again(name, source, tmp_path, monkeypatch):
+    """From a folder, or from the hub, of which a folder takes the place: with every argument."""
+    options = hub_options(name)
+    model = make_model(name, **options).float()
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    monkeypatch.setattr(
+        hub, "hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / filename)
+    )
+    where = tmp_path if source == "local-dir" else "someone/something"
+    loaded = timm.create_model(f"{source}:{where}", pretrained=True).eval()
     assert str(loaded) == str(model)
-    x = torch.randn(2, 4, 2 * model.downsampling, 3 * model.downsampling)
-    logits, _ = with_spikes(model, x)
-    assert torch.equal(loaded(x), logits)
+    x = 2 * torch.randn(4, 4, *options.get("img_size", (2 * model.downsampling,) * 2))
+    with torch.no_grad(), firing() as fired:
+        logits = model(x)
+        assert torch.equal(loaded(x), logits)
+    assert all(fired.values()) and (logits != logits[0]).any()
+    assert fired or name in NO_SNN or name == "mst_swin_t"
 
 
 def test_ablations_that_timm_saves_it_builds_again(tmp_path):

@@ -78,6 +78,26 @@ def test_the_command_line_overrides_the_file_whatever_comes_first():
     assert config.data.batch_size == 32
 
 
+def test_configurations_that_come_along_are_found_by_their_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, options = parse_train(None, ["--config", DEMO.name])
+    assert config == parse_train(DEMO, [])[0] and options.output == Path("runs/demo_digits")
+    assert parse_train(None, ["--config", "cifar10_qkformer.yml"])[0].data.name == "cifar10"
+    Path(DEMO.name).write_text(DEMO.read_text().replace("epochs: 20", "epochs: 21"))
+    assert parse_train(None, ["--config", DEMO.name])[0].epochs == 21  # of the user's own
+
+
+@pytest.mark.parametrize(
+    ("door", "required"), [(main.train, "--config"), (main.test, "--checkpoint")]
+)
+def test_doors_of_no_data_set_have_no_default(door, required, capsys):
+    with pytest.raises(SystemExit) as stop:
+        door(None, [])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith(f"error: {required}: required")
+    assert error.count("\n") == 1
+
+
 def test_a_later_file_overrides_key_by_key(parse):
     config = parse("model: {T: 2, args: {depths: [1, 1, 1]}}")
     assert (config.model.T, config.model.name) == (2, "qkformer_4_384")

@@ -17,6 +17,7 @@ from same import assert_same
 from training.few import metrics, register, train, write_config
 
 from qkformer.checkpoint.io import file_md5, read_checkpoint, save_checkpoint
+from qkformer.data.inputs import Inputs
 from qkformer.files import Lock
 from qkformer.neurons import LIF, NEURONS
 from qkformer.training import checkpointing, main
@@ -105,6 +106,7 @@ def test_a_run_leaves_its_files_and_what_they_say_agrees(tmp_path, config, capsy
     for name, line in (("last.pth", lines[-1]), ("best.pth", best)):
         content = read_checkpoint(output / name)
         assert (content["epoch"], content["acc1"]) == (line["epoch"], line["test_acc1"])
+        assert Inputs(**content["inputs"]) == Inputs(("0", "1", "2"), (0.4,), (0.3,))
     out = capsys.readouterr().out
     assert out.count("test acc1") == out.count("best epoch") + out.count("last epoch") == 2
     assert best["test_acc1"] > 90
