@@ -84,7 +84,7 @@ class MaskAttention(Attention):
 
     @property
     def sops(self) -> float:
-        """Additions per sample: every spike of q, and of what passes the mask."""
+        """Additions per sample, one for every spike of q and of what passes the mask."""
         return (self.q_sum + self.masked_sum) / self.samples
 
 
@@ -119,7 +119,7 @@ class ProductAttention(Attention):
 
     @property
     def executed_macs(self) -> int:
-        """In the cheaper order: with q (k^T v) or with (q k^T) v."""
+        """In the cheaper order, q (k^T v) or (q k^T) v."""
         d, e = self.head_dim, self.value_dim
         return self.heads * self.tokens * min(2 * d * e, self.tokens * (d + e))
 
