@@ -1,6 +1,7 @@
 # make demo    train and evaluate a small QKFormer on scikit-learn's digits, on the CPU
 # make check   lint and the tests that are not slow: for every edit
 # make test    lint and the whole test suite
+# make docs    the manual, in build/docs; a warning is an error
 # All create .venv on first use; PYTHON=/path/to/python3.x chooses the interpreter.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo_digits
 
-.PHONY: demo check test lint format clean
+.PHONY: demo check test docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python cifar10/train.py --config configs/demo_digits.yml --output $(DEMO) --resume auto
@@ -24,6 +25,9 @@ check: lint
 
 test: lint
 	$(PYTEST)
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

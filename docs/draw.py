@@ -97,6 +97,7 @@ def _matrix(
     figure: Figure, x: float, y: float, values: torch.Tensor, title: str, numbers: bool = False
 ):
     """Spikes or numbers, channels down and tokens to the right; ``y`` is its middle, in inches."""
+    values = values.numpy()
     rows, columns = values.shape
     width, height = figure.get_size_inches()
     place = (
@@ -112,7 +113,7 @@ def _matrix(
     ax.grid(color=FAINT, lw=0.4)
     ax.tick_params(length=0, labelbottom=False, labelleft=False)
     if numbers:
-        for (row, column), value in np.ndenumerate(values.int().numpy()):
+        for (row, column), value in np.ndenumerate(values.astype(int)):
             ax.text(column, row, value, ha="center", va="center", fontsize=4.5,
                     color="white" if value > 0.6 * values.max() else INK)  # fmt: skip
     figure.text((x + columns * CELL / 2) / width, (y + 0.5) / height, title, ha="center")
