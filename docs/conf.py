@@ -27,7 +27,7 @@ python_maximum_signature_line_length = 88
 # Types of other projects, whose manuals are not fetched to build this one, and what is private.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|nn|numpy|os|collections|pathlib|typing|dict|spikingjelly)\b.*"),
+    ("py:.*", r"(torch|nn|numpy|os|collections|pathlib|typing|dict|list|tuple|spikingjelly)\b.*"),
     ("py:exc", r"NoPublishedNames"),  # of a module that is not the function's own
     ("py:class", r"qkformer\..*\._\w+|qkformer\.inference\.Model"),
 ]
