@@ -1,6 +1,7 @@
 # make demo    train and evaluate a small QKFormer on scikit-learn's digits, on the CPU
 # make check   lint and the tests that are not slow: for every edit
 # make test    lint and the whole test suite
+# make docs    the manual, in build/docs; a warning is an error
 # make dist    wheel and source distribution, in dist
 # All create .venv on first use; PYTHON=/path/to/python3.x chooses the interpreter.
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo_digits
 
-.PHONY: demo check test lint format dist clean
+.PHONY: demo check test docs lint format dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/python cifar10/train.py --config configs/demo_digits.yml --output $(DEMO) --resume auto
@@ -25,6 +26,9 @@ check: lint
 
 test: lint
 	$(PYTEST)
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

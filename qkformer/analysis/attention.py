@@ -84,7 +84,7 @@ class MaskAttention(Attention):
 
     @property
     def sops(self) -> float:
-        """Additions per sample: every spike of q, and of what passes the mask."""
+        """Additions per sample, one for every spike of q and of what passes the mask."""
         return (self.q_sum + self.masked_sum) / self.samples
 
 
@@ -121,7 +121,7 @@ class ProductAttention(Attention):
 
     @property
     def executed_macs(self) -> int:
-        """In the cheaper order: with q (k^T v) or with (q k^T) v."""
+        """In the cheaper order, with q (k^T v) or with (q k^T) v."""
         return self.heads * self.tokens * min(self._orders)
 
     @property

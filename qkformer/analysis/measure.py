@@ -53,8 +53,8 @@ def measure(
     """Run the model over the batches and count.
 
     Everything is found by type: convolutions and linear layers, neurons (:func:`is_neuron`), and
-    attentions by their :class:`~qkformer.layers.SpikeProduct` or
-    :class:`~qkformer.layers.SpikeMask`. The model is left as it was.
+    attentions by their :class:`~qkformer.layers.attention.SpikeProduct` or
+    :class:`~qkformer.layers.attention.SpikeMask`. The model is left as it was.
 
     Args:
         model: any module that takes a batch.

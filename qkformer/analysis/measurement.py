@@ -39,7 +39,7 @@ class Measurement:
 
     @property
     def macs(self) -> int:
-        """Of one step and sample: layers, products of SSA in the cheaper order, and others."""
+        """Of one step and sample, in layers and (in the cheaper order) products of SSA."""
         products = [a.executed_macs for a in self.attention if isinstance(a, ProductAttention)]
         others = self.left_out.get(UNLISTED, 0) // self.T
         return sum(layer.macs for layer in self.layers) + sum(products) + others

@@ -70,7 +70,7 @@ class Layer:
 
     @property
     def mean(self) -> float:
-        """Spikes per input, counting each of several: the "firing rate" of QKFormer's formula."""
+        """Spikes per input, each of several counted; the "firing rate" of QKFormer's formula."""
         return self.input_sum / self.input_numel
 
     @property
@@ -79,7 +79,7 @@ class Layer:
 
     @property
     def sops(self) -> float:
-        """Synaptic operations per sample: mean x T x MACs."""
+        """Synaptic operations per sample, mean x T x MACs."""
         return self.mean * self.steps * self.macs
 
     @property

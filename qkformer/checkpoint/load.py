@@ -62,7 +62,7 @@ KNOWN_FILES = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_checkpoint` did.
+    """What :func:`qkformer.load_checkpoint` did.
 
     Attributes:
         path, md5: of the file.

@@ -183,7 +183,7 @@ class SpikingSelfAttention(nn.Module):
             neuron was given [T * B, C, N] and ran through T * B steps, so that its membrane
             potential passes from sample to sample and an output depends on the rest of the batch.
             QKFormer's released weights were trained so, and the published ImageNet accuracies
-            (78.80, 82.04, 84.22 %) need it; see the README.
+            (78.80, 82.04, 84.22 %) need it; see ``docs/model.md``.
 
     Shape: spikes [T, B, C, H, W] -> the same.
 

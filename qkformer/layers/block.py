@@ -28,12 +28,12 @@ ADD_RESIDUALS = (ConvBNNeuron, QKAttention, SpikingMLP, SpikingSelfAttention)
 class Residual(nn.Module):
     """A branch and its shortcut.
 
-    aba, activation before addition (QKFormer): ``x + branch(x)``, the branch ends in a neuron, the
-        sum holds small integers.
-    pa, pre-activation as the formula of QKFormer's ablation reads: ``neuron(x + branch(x))``, the
-        branch ends in BatchNorm. Its authors call ms by that name too (QKFormer's issue 5).
-    ms, membrane shortcut (MS-QKFormer, Max-Former): ``x + branch(neuron(x))``, the branch ends in
-        BatchNorm and x is a membrane current.
+    - aba, activation before addition (QKFormer): ``x + branch(x)``, the branch ends in a neuron,
+      the sum holds small integers.
+    - pa, pre-activation as the formula of QKFormer's ablation reads: ``neuron(x + branch(x))``, the
+      branch ends in BatchNorm. Its authors call ms by that name too (QKFormer's issue 5).
+    - ms, membrane shortcut (MS-QKFormer, Max-Former): ``x + branch(neuron(x))``, the branch ends
+      in BatchNorm and x is a membrane current.
 
     Args:
         branch: module on [T, B, C, H, W] that keeps the shape.

@@ -101,7 +101,7 @@ class SpikingNeuron(base.MemoryModule):
 
     @property
     def in_kernels(self) -> bool:
-        """Whether this is a neuron that the fast implementations know: of this very function."""
+        """Whether the fast implementations know this neuron, that is, compute the same."""
         known = type(self).multi_step_forward is SpikingNeuron.multi_step_forward
         return known and not self._beyond_kernels
 

@@ -1,6 +1,6 @@
 """Spiking neurons written out in plain PyTorch: the truth every faster version is tested against.
 
-One time step of a neuron with membrane potential ``v`` and input current ``x``:
+One time step of a neuron with membrane potential ``v`` and input current ``x``::
 
     charge   h = v + (x - (v - v_reset)) / tau      LIF and PLIF
              h = v + x                              IF

@@ -193,7 +193,7 @@ class CIFARResNet(SpikingNetwork):
         hidden: width of a layer with activation in front of the head; None for no such layer.
         project: the first block of every stage has a convolution in its shortcut.
         neuron, neuron_args, backend: as for :class:`~qkformer.models.base.SpikingTransformer`;
-            :func:`relu` or :func:`~qkformer.peers.qcfs.qcfs` for ANNs.
+            ``relu`` here or ``qkformer.peers.qcfs.qcfs`` for ANNs.
         kwargs: those of :class:`~qkformer.models.network.SpikingNetwork`.
     """
 

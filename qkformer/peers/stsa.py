@@ -32,7 +32,7 @@ class SpatialTemporalAttention(nn.Module):
             [B, C, T * N] without permuting: q, k and v see channels, steps and samples mixed, and
             an output depends on the rest of the batch.
 
-    Shape: spikes [T, B, C, *grid] -> the same.
+    Shape: spikes ``[T, B, C, *grid]`` -> the same.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class STSAFormer(SpikingNetwork):
         embed_dim, depth, num_heads: channels, blocks, attention heads.
         img_size: pixels, or height and width; the relative biases bind a model to it and to T.
         mlp_drop: dropout in front of the MLPs' BatchNorms.
-        stsa: "fixed" or "original", see :class:`SpatialTemporalAttention`.
+        stsa: "fixed" or "original", see :class:`~qkformer.peers.stsa.SpatialTemporalAttention`.
         neuron, neuron_args, backend, drop_path_rate: as for
             :class:`~qkformer.models.base.SpikingTransformer`.
         kwargs: those of :class:`~qkformer.models.network.SpikingNetwork`.
