@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from qkformer.analysis.figures import LINES, MARKERS, new
+from qkformer.analysis.figures import new
 from qkformer.analysis.tables import Rows
 
 
@@ -42,28 +42,28 @@ def study(
 
 
 def retests(rows: Rows) -> Figure:
-    """Accuracy against the batch size in testing, a line per variant and attention.
+    """Accuracy against the batch size in testing: a panel per variant, a line per attention.
 
     Args:
         rows: of :func:`qkformer.studies.table.retest_rows`.
     """
-    figure = new(7.5, 4.2)
-    axes = figure.subplots()
-    lines: dict[tuple[str, str], list] = {}
-    for row in rows:
-        lines.setdefault((row["title"], row["tested with"]), []).append(row)
-    titles = list(dict.fromkeys(title for title, _ in lines))
-    for (title, ssa), line in lines.items():
-        of = titles.index(title)
-        axes.errorbar([row["batch size"] for row in line], [row["top-1 (%)"] for row in line],
-                      yerr=[row["top-1 (%) sd"] or 0 for row in line], capsize=3, linewidth=1.2,
-                      linestyle=LINES[("fixed", "original").index(ssa)], color=str(0.2 * (of % 4)),
-                      marker=MARKERS[of % len(MARKERS)], markersize=5,
-                      label=f"{title}, tested {ssa}")  # fmt: skip
-    axes.set(xlabel="batch size in testing", ylabel="top-1 accuracy (%)", xscale="log")
+    titles = list(dict.fromkeys(row["title"] for row in rows))
     sizes = sorted({row["batch size"] for row in rows})
-    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
+    figure = new(1.2 + 2.6 * len(titles), 3.4)
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for axes, title in zip(panels, titles, strict=True):
+        for ssa, line, marker, aside in (("fixed", "-", "o", 0.97), ("original", "--", "s", 1.03)):
+            found = [row for row in rows if (row["title"], row["tested with"]) == (title, ssa)]
+            axes.errorbar([row["batch size"] * aside for row in found],
+                          [row["top-1 (%)"] for row in found],
+                          yerr=[row["top-1 (%) sd"] or 0 for row in found], capsize=3,
+                          linestyle=line, marker=marker, markersize=5, linewidth=1.2,
+                          color="black" if ssa == "fixed" else "0.5", label=ssa)  # fmt: skip
+        axes.set(title=f"trained: {title}", xlabel="batch size in testing", xscale="log")
+        axes.title.set_fontsize("small")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("top-1 accuracy (%)")
+    panels[0].legend(title="tested with", fontsize="small", title_fontsize="small")
     return figure
