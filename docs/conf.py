@@ -29,5 +29,5 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|numpy|os|collections|pathlib|typing|dict|list|tuple|spikingjelly)\b.*"),
     ("py:exc", r"NoPublishedNames"),  # of a module that is not the function's own
-    ("py:class", r"qkformer\..*\._\w+|qkformer\.inference\.Model"),
+    ("py:class", r"qkformer\..*\._\w+|qkformer\.inference\.Model|qkformer\.data\.inputs\.Inputs"),
 ]
