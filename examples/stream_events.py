@@ -17,11 +17,9 @@ from spikingjelly.datasets.utils import load_aedat_v3
 from torch import Tensor
 
 import qkformer
-from qkformer.analysis.confusion import class_names
 from qkformer.analysis.source import told
 from qkformer.data.event_preparation import SIZE
-from qkformer.data.event_transforms import EventFrames
-from qkformer.training.model import load_model
+from qkformer.training.trained import load_trained
 
 
 def frames(events: dict[str, np.ndarray], each: int) -> Iterator[tuple[int, Tensor]]:
@@ -46,10 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--events", type=int, default=20_000, help="of a frame")
     options, rest = parser.parse_known_args(argv)
     config, tested = told(rest)
-    model = load_model(config, tested.checkpoint, use_ema=tested.weights == "ema")
+    trained = load_trained(config, tested.checkpoint, use_ema=tested.weights == "ema")
+    model, prepare = trained.model, trained.inputs.prepare(config.data)
     stream = qkformer.streaming(model)
-    prepare = EventFrames(SIZE, config.data.image_size)
-    names = class_names(config.data.name, model.num_classes)
 
     events = load_aedat_v3(options.recording)
     for i, (now, frame) in enumerate(frames(events, options.events)):
@@ -60,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         share, label = logits.softmax(1)[0].max(0)
         seconds = (now - int(events["t"][0])) / 1e6
         step = i % model.T + 1
-        print(f"{seconds:8.3f} s  step {step}/{model.T}  {names[label]}  {100 * share:.0f} %")
+        print(
+            f"{seconds:8.3f} s  step {step}/{model.T}  {trained.inputs.class_names[label]}  {100 * share:.0f} %"
+        )
 
 
 if __name__ == "__main__":

@@ -109,12 +109,3 @@ def test_what_is_not_there_gets_one_line(model, x):
 def test_paths_are_shortened_for_pictures():
     assert short("stages.0.blocks.1.mixer.branch.mask_neuron") == "1 2 mixer A"
     assert short("head_neuron") == "head_neuron"
-
-
-def test_the_names_of_gestures_are_in_the_order_of_their_folders():
-    from qkformer.analysis.confusion import class_names
-
-    names = class_names("dvs128-gesture", 11)
-    folders = sorted(map(str, range(11)))  # whose places are the class indices
-    assert names[folders.index("10")] == "other gestures"
-    assert names[folders.index("0")] == "hand clapping" and names[folders.index("7")] == "arm roll"

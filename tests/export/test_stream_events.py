@@ -9,6 +9,7 @@ import torch
 from conftest import firing, make_model
 from data.event_files import aedat3, concatenated, random_events
 
+from qkformer.data.event_formats import GESTURES
 from qkformer.training.command_line import parse_train
 
 CONFIG = """
@@ -47,7 +48,7 @@ def test_every_line_is_of_the_frames_so_far(tmp_path, capsys):
         for i, line in enumerate(lines):
             first = i - i % 3
             share, label = model(counts[None, first : i + 1]).softmax(1)[0].max(0)
-            name = example.class_names("dvs128-gesture", 11)[label]
+            name = GESTURES[label]
             when = (events["t"][(i + 1) * EACH - 1] - events["t"][0]) / 1e6
             *said, percent, _ = line.split()
             assert said == f"{when:.3f} s step {i % 3 + 1}/3 {name}".split()

@@ -66,7 +66,7 @@ PUBLISHED = [
 NOT_COUNTED = {"qkformer", "ms_qkformer", "maxformer", "spikformer"}  # test_models_page.py
 # the layers of Spikformer for CIFAR; CML Spikformer's other sizes, as Spikformer's: no code
 UNPUBLISHED = {"transformer_4_384", *(f"cml_spikformer_{size}" for size in ("8_384", "8_512"))}
-UNPUBLISHED |= {"cml_spikformer_8_768", "cml_spikformer_2_256"}
+UNPUBLISHED |= {"cml_spikformer_8_768", "cml_spikformer_2_256", "qkformer_nir_4_384"}
 
 
 def unused(model) -> int:
