@@ -56,10 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         logits, *states = stream(x, *states)
         share, label = logits.softmax(1)[0].max(0)
         seconds = (now - int(events["t"][0])) / 1e6
-        step = i % model.T + 1
-        print(
-            f"{seconds:8.3f} s  step {step}/{model.T}  {trained.inputs.class_names[label]}  {100 * share:.0f} %"
-        )
+        step, name = i % model.T + 1, trained.inputs.class_names[label]
+        print(f"{seconds:8.3f} s  step {step}/{model.T}  {name}  {100 * share:.0f} %")
 
 
 if __name__ == "__main__":
