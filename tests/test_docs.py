@@ -58,7 +58,8 @@ def script(name: str):
     [page for page in PAGES if page != WORKED and blocks(page, "python")],
     ids=lambda page: page.name,
 )
-def test_the_examples_of_a_page_run_in_order_as_one_program(page):
+def test_the_examples_of_a_page_run_in_order_as_one_program(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     program: dict = {"__name__": page.stem}
     for _, block in blocks(page, "python"):
         if "doctest: skip" not in block:  # needs a file that nobody may ship

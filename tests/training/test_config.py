@@ -152,9 +152,10 @@ def test_options_of_testing():
     _, options = parse_test(DEMO, TEST)
     assert options == command_line.TestOptions(Path("x/best.pth"), Path("x"), source=source)
     argv = [*TEST, "--output=y", "--device=cpu", "--ssa=both", "--weights=ema"]
-    config, options = parse_test(DEMO, [*argv, "--input_size=24", "--time_steps", "2"])
+    argv += ["--quantize", "int8", "--input_size=24", "--time_steps", "2"]
+    config, options = parse_test(DEMO, argv)
     expected = command_line.TestOptions(
-        Path("x/best.pth"), Path("y"), "cpu", "both", "ema", 2, 24, source
+        Path("x/best.pth"), Path("y"), "cpu", "both", "ema", "int8", 2, 24, source
     )
     assert options == expected
     assert (config.data.image_size, config.model.T) == (24, 2)
