@@ -155,7 +155,7 @@ def test_options_of_testing():
     argv += ["--quantize", "int8", "--input_size=24", "--time_steps", "2"]
     config, options = parse_test(DEMO, argv)
     expected = command_line.TestOptions(
-        Path("x/best.pth"), Path("y"), "cpu", "both", "ema", "int8", 2, 24, source
+        Path("x/best.pth"), Path("y"), "cpu", "both", "ema", 2, 24, "int8", source
     )
     assert options == expected
     assert (config.data.image_size, config.model.T) == (24, 2)
@@ -264,7 +264,8 @@ def help_of(parse, default, argv, capsys):
         (
             parse_test,
             ACT_IN_TESTING,
-            {"checkpoint", "output", "device", "ssa", "weights", "time_steps", "input_size"},
+            {"checkpoint", "output", "device", "ssa", "weights", "quantize"}
+            | {"time_steps", "input_size"},
         ),
     ],
 )
