@@ -103,9 +103,13 @@ def hf(argv: Sequence[str]) -> None:
     config, told = parse_trained(rest)
     if told.ssa == "both":
         raise ConfigError("--ssa both: is for test.py; choose one")
+    if told.quantize:
+        raise ConfigError("--quantize: the hub gets the weights as they were trained; leave it out")
     (config,) = tested_configs(config, told.ssa)
     print(told.source, *check_tested([config], told), sep="\n")
     trained = load_trained(config, told.checkpoint, use_ema=told.weights == "ema")
+    if not isinstance(trained.model, SpikingNetwork):
+        raise ConfigError(f"hf: {config.model.name} is timm's own, whose save_for_hf writes it")
     make_folder(options.output)
     try:
         export_hf(

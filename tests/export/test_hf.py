@@ -266,6 +266,7 @@ def test_other_models_are_refused(tmp_path):
     [
         ((), "--output"),
         (("--output", "OUT", "--ssa", "both"), "choose one"),
+        (("--output", "OUT", "--quantize", "int8"), "as they were trained"),
         (("--output", "OUT", "--data.image_size", "30"), "multiple of 4"),
         (("--output", "OUT", "--data.name", "cifar10-dvs"), "2 channels"),
         (("--output", "OUT", "--checkpoint", "FOLDER"), "qkformer.export hf"),
