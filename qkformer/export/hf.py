@@ -12,6 +12,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
+from qkformer.analysis.source import told
 from qkformer.checkpoint.io import HUB_CONFIG, HUB_RECORD, HUB_WEIGHTS
 from qkformer.commands import Parser
 from qkformer.data.image_transforms import crop_share
@@ -20,10 +21,9 @@ from qkformer.export.card import model_card, public
 from qkformer.files import publish, write_text
 from qkformer.models import SpikingNetwork
 from qkformer.text import one_line
-from qkformer.training.command_line import parse_trained
 from qkformer.training.config import ConfigError
 from qkformer.training.environment import make_folder
-from qkformer.training.evaluate import check_tested, tested_configs
+from qkformer.training.evaluate import check_tested
 from qkformer.training.trained import Trained, load_trained
 
 EPILOG = "All other options are test.py's: --config FILE --ssa MODE --weights ema --KEY VALUE"
@@ -100,14 +100,11 @@ def hf(argv: Sequence[str]) -> None:
     made.add_argument("--push", metavar="USER/NAME", help="repository of the hub to send it to")
     options, rest = made.parse_known_args(argv)
     api = _hub() if options.push else None
-    config, told = parse_trained(rest)
-    if told.ssa == "both":
-        raise ConfigError("--ssa both: is for test.py; choose one")
-    if told.quantize:
+    config, tested = told(rest)
+    if tested.quantize:
         raise ConfigError("--quantize: the hub gets the weights as they were trained; leave it out")
-    (config,) = tested_configs(config, told.ssa)
-    print(told.source, *check_tested([config], told), sep="\n")
-    trained = load_trained(config, told.checkpoint, use_ema=told.weights == "ema")
+    print(tested.source, *check_tested([config], tested), sep="\n")
+    trained = load_trained(config, tested.checkpoint, use_ema=tested.weights == "ema")
     if not isinstance(trained.model, SpikingNetwork):
         raise ConfigError(f"hf: {config.model.name} is timm's own, whose save_for_hf writes it")
     make_folder(options.output)
@@ -115,9 +112,9 @@ def hf(argv: Sequence[str]) -> None:
         export_hf(
             trained.model,
             options.output,
-            card=model_card(trained, told, options.push),
+            card=model_card(trained, tested, options.push),
             pretrained_cfg=pretrained_cfg(trained),
-            **entries(trained, told.weights),
+            **entries(trained, tested.weights),
         )
     except ValueError as error:
         raise ConfigError(f"hf: {error}") from error
