@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import qkformer
 from benchmarks.measure import Contender, Step
 from qkformer.layers.conv_bn_neuron import FEW_CHANNELS
-from qkformer.training.learner import DTYPES, autocast
+from qkformer.training.environment import DTYPES, autocast
 
 # embed_dim and heads of the models that SpikingJelly's class can be told to be
 PEERS = {"qkformer_10_384": (384, 6), "qkformer_10_512": (512, 8), "qkformer_10_768": (768, 12)}
