@@ -15,7 +15,7 @@ from benchmarks.measure import Contender, Step, compare
 from benchmarks.options import parser, set_up, threads_label
 from benchmarks.results_file import save
 from qkformer.neurons import LIF, reference
-from qkformer.training.learner import DTYPES
+from qkformer.training.environment import DTYPES
 
 
 def main(arguments: list[str] | None = None) -> None:
