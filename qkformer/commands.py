@@ -19,6 +19,13 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+def from_one(text: str) -> int:
+    """The type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text}")
+    return int(text)
+
+
 def dispatch(
     program: str, commands: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequence[str]
 ) -> None:

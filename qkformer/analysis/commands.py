@@ -1,23 +1,28 @@
 """Commands that need no data set: macs, curves, theory, compare."""
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 import qkformer
 from qkformer.analysis import figures, logs, plots, tables
+from qkformer.analysis.conventions import CONVENTIONS
 from qkformer.analysis.maps import AnalysisError
 from qkformer.analysis.measure import measure
+from qkformer.analysis.measurement import UNLISTED
 from qkformer.analysis.published import published
 from qkformer.analysis.theory import COMPLEXITY
-from qkformer.commands import Parser
+from qkformer.commands import Parser, from_one
 from qkformer.data.source import DataError
 from qkformer.files import write_text
-from qkformer.text import did_you_mean, one_line
+from qkformer.text import first_sentence, one_line
 
 
 def parser(command: str, doc: str, usage: str = "") -> Parser:
@@ -41,16 +46,17 @@ def into(folder: Path) -> Path:
 def macs(argv: Sequence[str]) -> None:
     """Parameters and multiply-accumulates of every layer, without data or weights."""
     made = Parser("qkformer macs", description=macs.__doc__, allow_abbrev=False)
-    made.add_argument("--model", required=True, help="registered name")
-    made.add_argument("--size", type=int, required=True, help="height and width, in pixels")
-    made.add_argument("--args", type=json.loads, default={}, help="of the model, as JSON")
+    made.add_argument("--model", required=True, help="registered name, or one of timm's")
+    made.add_argument("--size", type=from_one, required=True, help="height and width, in pixels")
+    made.add_argument("--args", type=_object, default={}, help="of the model, as JSON")
     options = made.parse_args(argv)
     try:
         with torch.device("meta"):
-            model = qkformer.create_model(options.model, **{"T": 1, **options.args})
+            args = _sizes(options.model, options.size) | options.args
+            model = qkformer.create_model(options.model, **args)
             x = torch.empty(1, model.in_chans, options.size, options.size)
-        measured = measure(model, [x])
-    except (TypeError, ValueError) as error:
+        measured = measure(model.eval(), [x])
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise AnalysisError(f"macs: {one_line(error)}") from error
     rows = [
         {
@@ -65,12 +71,29 @@ def macs(argv: Sequence[str]) -> None:
         for each in measured.attention
         if hasattr(each, "executed_macs")
     ]
+    if UNLISTED in measured.left_out:  # as softmax attention's products
+        rows.append({"layer": "in no layer", "MACs": measured.left_out[UNLISTED]})
     parameters = sum(p.numel() for p in model.parameters())
     rows.append({"layer": "all, with BatchNorms", "parameters": parameters, "MACs": measured.macs})
     print(tables.text(rows))
     print(
         f"\n{options.model}, {options.size} px, one time step; SSA's products in the cheaper order"
     )
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected an object of JSON, got {text}")
+    return found
+
+
+def _sizes(model: str, size: int) -> dict[str, int]:
+    """One time step of our models, and the image's size for timm's that are made for one."""
+    if model in qkformer.list_models():
+        return {"T": 1}
+    fixed = timm.is_model(model) and timm.get_pretrained_cfg_value(model, "fixed_input_size")
+    return {"img_size": size} if fixed else {}
 
 
 def curves(argv: Sequence[str]) -> None:
@@ -94,12 +117,12 @@ def theory(argv: Sequence[str]) -> None:
     made = parser("theory", theory.__doc__)
     made.add_argument("--statistics", type=Path, help="statistics.csv of the command rates")
     made.add_argument("--scaling", type=Path, help="results of benchmarks.scaling, JSON")
-    made.add_argument("--tokens", type=int, default=196, help="N of the curves")
-    made.add_argument("--head_dim", type=int, default=64, help="channels per head of the curves")
+    made.add_argument("--tokens", type=from_one, default=196, help="N of the curves")
+    made.add_argument("--head_dim", type=from_one, default=64, help="channels per head of them")
     output(made)
     options = made.parse_args(argv)
     folder = into(options.output)
-    rows = _read(options.statistics, tables.read_csv) if options.statistics else []
+    rows = _read(options.statistics, _statistics) if options.statistics else []
     sizes = dict(tokens=options.tokens, head_dim=options.head_dim)
     figures.save(plots.theory(rows, **sizes), folder / "theory", rows or [sizes],
                  pdf=options.pdf)  # fmt: skip
@@ -114,8 +137,16 @@ def theory(argv: Sequence[str]) -> None:
 def _read(path: Path, how: Any) -> Any:
     try:
         return how(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read ({first_sentence(error)})") from error
+
+
+def _statistics(path: Path) -> tables.Rows:
+    rows = tables.read_csv(path)
+    needed = ("layer", "f_q", "f_k", "mean", "E", "variance", "Var")
+    if missing := [name for name in needed if name not in tables.columns(rows)]:
+        raise ValueError(f"no column {', '.join(missing)}")
+    return rows
 
 
 def _scaling(path: Path) -> list[dict[str, Any]]:
@@ -149,7 +180,8 @@ def compare(argv: Sequence[str]) -> None:
     made.add_argument("runs", nargs="*", type=Path, help="folders with energy.json of the command "
                       "energy and results.json of test.py, or metrics.jsonl")  # fmt: skip
     made.add_argument("--data", help="published rows of this data set (default: of the runs')")
-    made.add_argument("--convention", default="qkformer", help="of the runs' energies")
+    made.add_argument("--convention", choices=[*CONVENTIONS, "movement_no_reuse", "movement_ideal"],
+                      default="qkformer", help="of the runs' energies")  # fmt: skip
     output(made)
     options = made.parse_args(argv)
     ours = [_ours(run, options.convention) for run in options.runs]
@@ -163,26 +195,27 @@ def compare(argv: Sequence[str]) -> None:
 
 
 def _ours(run: Path, convention: str) -> dict[str, Any]:
-    energy = _read(run / "energy.json", lambda path: json.loads(path.read_text()))
-    if convention not in energy["energy"]:
-        known = energy["energy"]
-        raise AnalysisError(f"--convention: no {convention!r}{did_you_mean(convention, known)}")
+    known = _read(run / "energy.json", partial(_costs, convention=convention))
     results = run / "results.json"
     if results.exists():
         accuracy = _read(results, lambda path: json.loads(path.read_text())["acc1"])
         source = "test.py"
     else:
         accuracy, source = logs.read(run)[-1].get("test_acc1"), "last epoch"
+    return known | {"run": str(run), "top1": accuracy, "source": source}
+
+
+def _costs(path: Path, convention: str) -> dict[str, Any]:
+    """A row of energy.json; of an ANN, in the one convention that there is."""
+    known = json.loads(path.read_text())
+    energy = known["energy"][convention] if known["neurons"] else known["ann"]
     return {
-        "system": energy["model"],
-        "run": str(run),
-        "data": energy["data"],
-        "input": energy["input_shape"][-1],
-        "T": energy["T"],
-        "params_M": energy["parameters"] / 1e6,
-        "top1": accuracy,
-        "energy_mJ": energy["energy"][convention]["mJ"],
-        "ssa": energy["ssa"],
-        "convention": convention,
-        "source": source,
+        "system": known["model"],
+        "data": known["data"],
+        "input": known["input_shape"][-1],
+        "T": known["T"],
+        "params_M": known["parameters"] / 1e6,
+        "energy_mJ": energy["mJ"],
+        "ssa": known["ssa"],
+        "convention": convention if known["neurons"] else "ann",
     }

@@ -40,9 +40,10 @@ def read(path: Path) -> list[Row]:
     if first.lstrip().startswith("{"):
         rows = _json_lines(file, lines)
     elif first.startswith("epoch,"):
-        rows = _summary(lines)
+        rows = _summary(file, lines)
     else:
         rows = _console(lines)
+    rows = [row for row in rows if len(row) > 1]
     if not rows:
         raise DataError(f"{file}: there is no epoch in it; logs are JSON lines, summary.csv or the "
                         "console's of the published scripts")  # fmt: skip
@@ -58,7 +59,7 @@ def _json_lines(file: Path, lines: Iterable[str]) -> list[Row]:
             record = json.loads(line)
             rows.append({"epoch": int(record["epoch"])} | _known(record))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}: line {number} is no JSON object with an epoch") from error
+            raise DataError(f"{file}: line {number} has no epoch and its numbers") from error
     return _last_of_each(rows)
 
 
@@ -66,13 +67,16 @@ def _known(record: Row) -> Row:
     return {key: float(record[key]) for key in PANELS if record.get(key) is not None}
 
 
-def _summary(lines: Iterable[str]) -> list[Row]:
+def _summary(file: Path, lines: Iterable[str]) -> list[Row]:
     rows = []
-    for record in csv.DictReader(lines):
-        # the header comes again where a run was resumed
-        if record["epoch"] != "epoch":
-            named = {ours: record.get(theirs) or None for theirs, ours in TIMM_SUMMARY.items()}
+    for number, record in enumerate(csv.DictReader(lines), start=2):
+        if record["epoch"] == "epoch":  # the header again, where a run was resumed
+            continue
+        named = {ours: record.get(theirs) or None for theirs, ours in TIMM_SUMMARY.items()}
+        try:
             rows.append({"epoch": int(record["epoch"])} | _known(named))
+        except ValueError as error:
+            raise DataError(f"{file}: line {number} has no epoch and its numbers") from error
     return _last_of_each(rows)
 
 

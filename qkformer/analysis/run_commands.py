@@ -27,6 +27,7 @@ from qkformer.analysis.overlay import attention_maps, pictures
 from qkformer.analysis.published import beside
 from qkformer.analysis.source import Source, opened
 from qkformer.analysis.theory import statistics
+from qkformer.commands import from_one
 from qkformer.files import write_text
 from qkformer.training.model import count_parameters
 
@@ -53,7 +54,7 @@ def measured_on(source: Source, batches: int | None = None) -> Measurement:
 def energy(argv: Sequence[str]) -> None:
     """What a checkpoint costs on the test set, in every convention, beside published numbers."""
     made = _parser("energy", energy.__doc__)
-    made.add_argument("--batches", type=int, help="of each process; all unless given")
+    made.add_argument("--batches", type=from_one, help="of each process; all unless given")
     with _source(made, argv) as (options, source):
         measured = measured_on(source, options.batches)
         if not source.world.is_main:
@@ -84,7 +85,7 @@ def energy(argv: Sequence[str]) -> None:
 def rates(argv: Sequence[str]) -> None:
     """Firing rates as the paper's table and by time step; the attention's sums beside theory."""
     made = _parser("rates", rates.__doc__)
-    made.add_argument("--batches", type=int, help="of each process; all unless given")
+    made.add_argument("--batches", type=from_one, help="of each process; all unless given")
     with _source(made, argv) as (options, source):
         measured = measured_on(source, options.batches)
         if not source.world.is_main:
@@ -104,7 +105,7 @@ def attention(argv: Sequence[str]) -> None:
     """What a checkpoint looks at: masks, products, firing rates, Grad-CAM; the paper's matrices."""
     made = _parser("attention", attention.__doc__)
     made.add_argument("--images", nargs="+", help="files, in place of samples of the test set")
-    made.add_argument("--samples", type=int, default=4, help="first samples of the test set")
+    made.add_argument("--samples", type=from_one, default=4, help="first samples of the test set")
     made.add_argument("--layer", help="for Grad-CAM; the last stage unless given")
     made.add_argument("--classes", type=int, nargs="+", help="for Grad-CAM; the predicted ones")
     made.add_argument("--token", type=int, help="also what this query token asks of all, in SSA")

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from qkformer.commands import from_one
 from qkformer.studies.run import run_study
 from qkformer.studies.study import read_study
 from qkformer.training.config import ConfigError
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = _command(commands, run)
     made.add_argument("file", type=Path, help="of configs/studies")
     made.add_argument("--output", type=Path, required=True, help="folder of the study")
-    made.add_argument("--seeds", type=_from_one, default=1, help="runs of every variant (1)")
+    made.add_argument("--seeds", type=from_one, default=1, help="runs of every variant (1)")
     made.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these variants")
     made.add_argument("--job", type=_job, default=(0, 1), metavar="I/N",
                       help="the I-th of every N runs, from 0: a job of an array")  # fmt: skip
@@ -63,12 +64,6 @@ def _command(commands: argparse._SubParsersAction, command: object) -> argparse.
     made = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
     made.set_defaults(command=command)
     return made
-
-
-def _from_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text}")
-    return int(text)
 
 
 def _job(text: str) -> tuple[int, int]:

@@ -161,9 +161,6 @@ class Learner:
         if sizes != found:
             raise ValueError(f"groups of {found} parameters, the model has {sizes}")
         # copies: what was read may be a view of the file
-        state = {
-            index: {name: torch.as_tensor(value).clone() for name, value in moments.items()}
-            for index, moments in saved["state"].items()
-        }
+        state = copy.deepcopy(saved["state"])
         groups = [copy.deepcopy(theirs) | ours for ours, theirs in zip(*both, strict=True)]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

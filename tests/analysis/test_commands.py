@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_model
 from PIL import Image
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import qkformer
@@ -196,6 +197,29 @@ def test_macs(capsys):
     assert total.split()[-2:] == ["16473688", "5898673152"]
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "gmacs"), [("vit_base_patch16_384", 384, 55.484), ("resnet19", 32, 2.2165)]
+)
+def test_macs_of_networks_without_time(name, size, gmacs, capsys):
+    main(["macs", "--model", name, "--size", str(size)])
+    *layers, total = [
+        int(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[1:-2]
+    ]  # fmt: skip
+    assert sum(layers) == total == pytest.approx(1e9 * gmacs, rel=1e-4)
+
+
+def test_an_ann_is_compared_by_all_of_its_macs(tmp_path):
+    ann = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
+    measured = measure(ann, [torch.randn(1, 3, 8, 8)])
+    facts = {"data": "cifar10", "ssa": None, "parameters": 5}
+    log.write_energy(measured, tmp_path, **facts)
+    (tmp_path / "results.json").write_text('{"acc1": 60.0}')
+    main(["compare", str(tmp_path), "--output", str(tmp_path)])
+    ours, *_ = rows(tmp_path / "compare.csv")
+    assert ours["convention"] == "ann"
+    assert float(ours["energy_mJ"]) == pytest.approx(4.6e-9 * measured.executed_macs)
+
+
 def test_what_training_logs_of_its_last_model(tmp_path):
     model = make_model("qkformer_4_384", embed_dim=16, num_heads=2, T=2)
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -224,7 +248,8 @@ def test_published_rows_have_a_source_and_are_found_by_model_size_and_steps():
         (["energy"], "--checkpoint: required"),
         (["energy", "--checkpoint", "/nope"], "no such file"),
         (["rates", "--checkpoint", "RUN", "--model.neuron", "if"], "trained with another model"),
-        (["rates", "--checkpoint", "RUN", "--batches", "0"], "there is no batch"),
+        (["rates", "--checkpoint", "RUN", "--batches", "-1"], "--batches: expected a number from"),
+        (["attention", "--checkpoint", "RUN", "--samples", "0"], "--samples: expected a number"),
         (["energy", "--checkpoint", "RUN", "--model.args.embed_dim", "32"], "does not fit"),
         (["energy", "--checkpoint", "RUN", "--ssa", "both"], "choose one"),
         (["attention", "--checkpoint", "RUN", "--layer", "stages.9"], "no layer 'stages.9'"),
@@ -233,15 +258,23 @@ def test_published_rows_have_a_source_and_are_found_by_model_size_and_steps():
         (["macs", "--model", "qkformer_10_38", "--size", "224"], "did you mean"),
         (["macs", "--model", "qkformer_10_384", "--size", "225"], "multiples of 16"),
         (["macs", "--model", "qkformer_10_384"], "--size"),
+        (["macs", "--model", "resnet18", "--size", "0"], "--size: expected a number from 1"),
+        (["macs", "--model", "resnet18", "--size", "9", "--args", "[1]"], "expected an object"),
         (["curves", "/nope"], "cannot be read as a log"),
         (["compare", "/nope"], "energy.json: cannot be read"),
         (["compare", "--data", "digits"], "nothing is published of digits"),
+        (["compare", "OTHER"], "energy.json: cannot be read ('neurons')"),
+        (["compare", "--convention", "x"], "--convention: invalid choice: 'x'"),
         (["theory", "--scaling", "/nope"], "cannot be read"),
+        (["theory", "--scaling", "OTHER/energy.json"], "cannot be read ('scaling')"),
+        (["theory", "--statistics", "OTHER/energy.json"], "cannot be read (no column layer, f_q"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_gets_one_line(run, argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "OTHER").mkdir()
+    (tmp_path / "OTHER/energy.json").write_text("{}")
     argv = [str(run / "last.pth") if each == "RUN" else each for each in argv]
     with pytest.raises(SystemExit) as stop:
         main(argv)

@@ -78,7 +78,9 @@ def test_a_run_is_its_folder(tmp_path):
     [
         (b"", "there is no epoch in it"),
         (b"nothing of interest\n", "there is no epoch in it"),
-        (b'{"epoch": 1}\n{"epo', "line 2 is no JSON object"),
+        (b'{"epoch": 1}\n{"epo', "line 2 has no epoch and its numbers"),
+        (b'{"epoch": 1}\n{"epoch": 2, "seconds": 3}\n', "there is no epoch in it"),
+        (b"epoch,eval_top1\n0,50.0\n1,none\n", "line 3 has no epoch and its numbers"),
         (b"[1]\n", "there is no epoch in it"),
         (b"\xff\xfe\x00\x80", "cannot be read as a log"),
         (None, "cannot be read as a log"),

@@ -189,7 +189,9 @@ def test_what_is_configured_wins_over_what_a_checkpoint_was_trained_with():
         assert one["exp_avg"].data_ptr() != other["exp_avg"].data_ptr()
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "lamb", "sgd", "momentum", "rmsproptf"])
+@pytest.mark.parametrize(  # of the last three, moments are numbers and None as well
+    "name", ["adamw", "adam", "lamb", "sgd", "momentum", "rmsproptf", "adamp", "laprop", "mars"]
+)
 def test_what_goes_on_steps_as_what_was_never_stopped(name):
     whole, first, second = (learner(name=name, weight_decay=0.1) for _ in range(3))
     for each in (whole, first):
