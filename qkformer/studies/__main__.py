@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from qkformer.commands import from_one
+from qkformer.commands import Parser, from_one
 from qkformer.studies.run import run_study
 from qkformer.studies.study import read_study
 from qkformer.training.config import ConfigError
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with train.py's statuses where something is wrong, failed or was stopped.
     """
-    parser = argparse.ArgumentParser("python -m qkformer.studies", allow_abbrev=False)
+    parser = Parser("python -m qkformer.studies", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="run | table")
     made = _command(commands, run)
     made.add_argument("file", type=Path, help="of configs/studies")
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("folder", type=Path, help="of the study")
     made.add_argument("--output", type=Path, help="where to write; the study's folder unless given")
     made.add_argument("--pdf", action="store_true", help="vector pictures instead of PNG")
-    options = parser.parse_args(argv)
     with errors_in_one_line("the same command goes on"):
+        options = parser.parse_args(argv)
         options.command(options)
 
 

@@ -11,10 +11,11 @@ from qkformer.text import did_you_mean
 from qkformer.training.checkpointing import LAST
 from qkformer.training.command_line import TestOptions, TrainOptions
 from qkformer.training.config import Config, ConfigError, changed_keys
-from qkformer.training.config_file import build, read_config
+from qkformer.training.config_file import build, naming, read_config
 from qkformer.training.distributed import StopRequest, announced
 from qkformer.training.evaluate import run_test, tested_configs
 from qkformer.training.metrics import TrainingError
+from qkformer.training.model import check_loss, check_model
 from qkformer.training.train import run_training
 
 RETESTS = "retests"  # folder in a run's own
@@ -51,11 +52,12 @@ def run_study(
             "run; under srun give every job one task, and runs of its own by --job"
         )
     todo = _jobs(study, seeds, only)[job[0] :: job[1]]
+    for variant, config in {variant.name: (variant, config) for variant, config in todo}.values():
+        _check(study, variant, config)
     output.mkdir(parents=True, exist_ok=True)
     study.save(output)
     failed, say = [], print if world.is_main else lambda _: None
-    for number, (variant, seed) in enumerate(todo, start=1):
-        config = variant.config(seed)
+    for number, (variant, config) in enumerate(todo, start=1):
         config = replace(config, log=replace(config.log, energy=True))
         folder = output / variant.name / f"seed{config.seed}"
         say(f"run {number} of {len(todo)}: {folder}, {variant.title}")
@@ -70,14 +72,23 @@ def run_study(
         raise TrainingError(f"{len(failed)} of {len(todo)} runs failed: {', '.join(failed)}")
 
 
-def _jobs(study: Study, seeds: int, only: Sequence[str]) -> list[tuple[Variant, int]]:
+def _jobs(study: Study, seeds: int, only: Sequence[str]) -> list[tuple[Variant, Config]]:
     """Seed after seed, so that a study that is not yet done has something of every variant."""
     names = [variant.name for variant in study.variants]
     for name in only:
         if name not in names:
             raise ConfigError(f"--only: there is no variant {name!r}{did_you_mean(name, names)}")
     chosen = [each for each in study.variants if not only or each.name in only]
-    return [(variant, seed) for seed in range(seeds) for variant in chosen]
+    return [(variant, variant.config(seed)) for seed in range(seeds) for variant in chosen]
+
+
+def _check(study: Study, variant: Variant, config: Config) -> None:
+    """Refuse before the first run what would end the last one."""
+    with naming(f"variant {variant.name}"):
+        check_loss(config)
+        for ssa in study.retests.ssa if study.retests else (None,):
+            (tested,) = tested_configs(config, ssa)
+            check_model(tested)
 
 
 def is_finished(folder: Path, config: Config) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Variant:
         """
         with naming(f"variant {self.name}"):
             config = build(self.keys)
-        return replace(config, seed=config.seed + seed)
+            return build(self.keys | {"seed": config.seed + seed})
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def read_study(path: Path) -> Study:
                 keys = read_config(path.parent / entry.pop("base", content["base"]))
                 for key, value in (content.get("set", {}) | entry.pop("set", {})).items():
                     assign(keys, str(key), value)
-                variants.append(Variant(name, keys=keys, **entry))
-                variants[-1].config(0)
+            variants.append(Variant(name, keys=keys, **entry))
+            variants[-1].config(0)
         if not variants:
             raise ConfigError("variants: expected at least one")
         return Study(

@@ -182,6 +182,25 @@ def test_what_is_wrong_with_a_file_is_said_in_a_line(tmp_path, monkeypatch, old,
 
 
 @pytest.mark.parametrize(
+    "keys, message",
+    [
+        ("model.args: {foo: 1}", "variant original: model: qkformer_4_384 takes no argument 'foo'"),
+        ("model.name: resnet19, model.T: null, model.neuron: null", "variant original: model: "),
+        ("seed: 4294967295", "variant original: seed: must be in"),
+    ],
+)
+def test_what_would_end_the_last_run_is_refused_before_the_first(
+    tmp_path, monkeypatch, keys, message
+):
+    register(monkeypatch)
+    file = write_study(tmp_path, STUDY.replace("model.ssa: original", keys))
+    with pytest.raises(ConfigError) as error:
+        run_study(read_study(file), tmp_path / "out", seeds=2)
+    assert str(error.value).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     "line, message",
     [
         (["run", "FILE", "--output", "out", "--only", "fixd"], "did you mean 'fixed'?"),
