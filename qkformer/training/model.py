@@ -14,7 +14,7 @@ from torch import nn
 import qkformer
 from qkformer.checkpoint.load import LoadReport, check_checkpoint, load_checkpoint, sizes_in
 from qkformer.data.registry import Data
-from qkformer.text import one_line
+from qkformer.text import first_sentence, one_line
 from qkformer.training.config import (
     ComputeConfig,
     Config,
@@ -53,16 +53,27 @@ def create_teacher(config: Config, data: Data) -> nn.Module | None:
     """The model that `loss.teacher` names, for the same data, in evaluation mode; or None.
 
     Raises:
-        ConfigError: it does not take this input size.
+        ConfigError: it does not take this input size, or there are no weights for these classes.
         CheckpointError: its weights do not fit.
     """
     loss = config.loss
     if loss.teacher is None:
         return None
     args = {} if loss.teacher_weights else {"pretrained": True}
-    teacher = create_model(replace(config, model=ModelConfig(loss.teacher, args=args)), data)
+    try:
+        teacher = create_model(replace(config, model=ModelConfig(loss.teacher, args=args)), data)
+    except OSError as error:  # no way to the hub
+        raise ConfigError(
+            f"loss.teacher: cannot fetch {loss.teacher} ({first_sentence(error)}); give its file "
+            "as loss.teacher_weights"
+        ) from error
     if loss.teacher_weights:
         load_checkpoint(teacher, loss.teacher_weights)
+    elif (classes := teacher.pretrained_cfg["num_classes"]) != data.num_classes:
+        raise ConfigError(  # timm gives it a random head
+            f"loss.teacher: the published {loss.teacher} knows {classes} classes, the data have "
+            f"{data.num_classes}; give one of these as loss.teacher_weights"
+        )
     return teacher.eval().requires_grad_(False)
 
 
@@ -168,9 +179,9 @@ def _printed(model: nn.Module) -> str:
 
 def _create(config: Config, **options: Any) -> nn.Module:
     name, size = config.model.name, config.data.image_size
-    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
-        options["img_size"] = size
     try:
+        if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+            options["img_size"] = size
         model = qkformer.create_model(name, **options, **config.model.arguments())
     except TypeError as error:
         raise ConfigError(

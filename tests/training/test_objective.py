@@ -13,6 +13,7 @@ from torch import nn
 import qkformer
 from qkformer.data.registry import load_data
 from qkformer.loss import tet_loss
+from qkformer.training import model as training_model
 from qkformer.training.command_line import parse_train
 from qkformer.training.config import ConfigError
 from qkformer.training.distributed import World
@@ -90,6 +91,25 @@ def test_a_teacher_is_a_model_of_timms_for_the_same_data_with_weights_of_its_own
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     images = torch.randn(2, 1, 16, 16)
     torch.testing.assert_close(teacher(images), saved.eval()(images))
+
+
+def offline(**_):
+    raise FileNotFoundError("nothing in the cache")
+
+
+@pytest.mark.parametrize(
+    ("fetch", "message"),
+    [
+        (lambda **_: qkformer.create_model("test_vit", in_chans=1), "knows 1000 classes, the data"),
+        (offline, r"cannot fetch test_vit \(nothing in the cache\); give its file as"),
+    ],
+    ids=["other classes", "no network"],
+)
+def test_a_teacher_that_knows_nothing_of_the_classes_is_refused(monkeypatch, fetch, message):
+    config = configured("--data.image_size=16", teacher="test_vit")
+    monkeypatch.setattr(training_model, "_create", lambda config, **options: fetch(**options))
+    with pytest.raises(ConfigError, match=f"^loss.teacher: .*{message}"):
+        create_teacher(config, load_data(config.data, config.augmentation))
 
 
 ANN = [f"--model.{key}=null" for key in ("T", "neuron", "ssa", "backend")]
