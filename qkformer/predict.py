@@ -66,11 +66,7 @@ def best_classes(trained: Trained, probabilities: Tensor) -> list[dict[str, Any]
 
 
 def overlay(trained: Trained, files: Sequence[Path], x: Tensor, folder: Path) -> None:
-    """What the model looks at: of x.jpg FOLDER/x_jpg.png.
-
-    Raises:
-        AnalysisError: the model has no attention.
-    """
+    """What the model looks at: of x.jpg FOLDER/x_jpg.png."""
     from qkformer.analysis import figures, maps
     from qkformer.analysis.overlay import attention_maps, pictures
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from qkformer.analysis import figures, maps
+from qkformer.analysis.measure import is_neuron
 
 
 def attention_maps(
@@ -16,6 +17,8 @@ def attention_maps(
     classes: list[int] | None = None,
 ) -> dict[str, Tensor]:
     """Maps [B, h, w] by their titles: of every attention, the stages' firing rates, Grad-CAM.
+
+    Networks without attention, or without neurons, have the others.
 
     Args:
         found: what :func:`maps.attentions` finds on x.
@@ -36,7 +39,8 @@ def attention_maps(
             drawn[f"column sums\n{short}"] = each.column_sums()
             if token is not None:
                 drawn[f"query {token}\n{short}"] = each.row(token)
-    for name in maps.stages(model):
+    fires = any(map(is_neuron, model.modules()))
+    for name in maps.stages(model) if fires else ():
         drawn[f"firing rate\n{name}"] = maps.rate_map(model, x, name).mean(0)
     layer = layer or maps.stages(model)[-1]
     cam, classes = maps.grad_cam(model, x, layer, classes)

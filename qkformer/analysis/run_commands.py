@@ -88,6 +88,8 @@ def rates(argv: Sequence[str]) -> None:
     made.add_argument("--batches", type=from_one, help="of each process; all unless given")
     with _source(made, argv) as (options, source):
         measured = measured_on(source, options.batches)
+        if not measured.neurons:
+            raise maps.AnalysisError(f"rates: {measured.model} has no neurons")
         if not source.world.is_main:
             return
         folder, steps = into(source.output), firing.by_step(measured)
@@ -133,9 +135,11 @@ def attention(argv: Sequence[str]) -> None:
         numbers |= {f"{k} channels": v.tolist() for k, v in channels.items() if v is not None}
         figures.save(figures.overlays(pictures(x), arrays, titles), folder / "attention", numbers,
                      pdf=options.pdf)  # fmt: skip
-        numbers = {k: {n: m.tolist() for n, m in each.items()} for k, each in matrices.items()}
-        figures.save(figures.matrices(matrices), folder / "matrices", numbers, pdf=options.pdf)
-        print(f"{len(drawn)} maps of {len(x)} samples in {folder}: attention, matrices")
+        if matrices:
+            numbers = {k: {n: m.tolist() for n, m in each.items()} for k, each in matrices.items()}
+            figures.save(figures.matrices(matrices), folder / "matrices", numbers, pdf=options.pdf)
+        files = "attention, matrices" if matrices else "attention"
+        print(f"{len(drawn)} maps of {len(x)} samples in {folder}: {files}")
 
 
 def _matrices(

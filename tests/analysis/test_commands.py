@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from conftest import make_model
+from families import FAMILIES
 from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -184,6 +185,21 @@ def test_event_frames(tmp_path):
     first = json.loads((tmp_path / "energy.json").read_text())["layers"][0]
     assert first["kind"] == "integer" and first["input_sum"] > 0
     assert is_picture(tmp_path / "attention.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"), [("resnet19_snn", 4), ("resnet19", 1)], ids=["spiking", "ANN"]
+)
+def test_networks_without_attention_have_the_other_maps(tmp_path, name, drawn, capsys):
+    text = (CONFIG % name).replace("embed_dim: 16, num_heads: 2", json.dumps(FAMILIES[name])[1:-1])
+    write(tmp_path, name, text)
+    command("attention", tmp_path, "--samples", "2")
+    assert f"{drawn} maps of 2 samples" in capsys.readouterr().out
+    assert is_picture(tmp_path / "attention.png") and not (tmp_path / "matrices.png").exists()
+    if drawn == 1:
+        with pytest.raises(SystemExit):
+            command("rates", tmp_path)
+        assert capsys.readouterr().err == "error: rates: resnet19 has no neurons\n"
 
 
 def test_curves(run, tmp_path):

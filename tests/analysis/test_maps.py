@@ -99,7 +99,6 @@ def test_what_is_not_there_gets_one_line(model, x):
         "no \\[T, B, C, h, w\\]": lambda: maps.grad_cam(model, x, "head"),
         "classes are 0 to 9": lambda: maps.grad_cam(model, x, "stages.2", [10, 0]),
         "there is no token 99": lambda: [*maps.attentions(model, x).values()][2].row(99),
-        "has no attention": lambda: maps.attentions(nn.ReLU(), x),
         "names no stages": lambda: maps.stages(nn.ReLU()),
     }.items():
         with pytest.raises(maps.AnalysisError, match=error):
