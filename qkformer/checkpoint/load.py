@@ -189,16 +189,7 @@ def check_checkpoint(
     Raises:
         CheckpointError: as :func:`load_checkpoint`.
     """
-    content = read_checkpoint(path, mmap=True)
-    _, state = find_state_dict(content, path, use_ema)
-    match = _match(model, state, path, heads(model))
-    first = match.names.get(f"{model.pretrained_cfg['first_conv']}.weight")
-    difference = {
-        name: line for name, line in match.difference.items() if name != first or name not in state
-    }
-    if difference:
-        raise CheckpointError(refusal(path, difference, state))
-    _check_name(model, content, path)
+    content, _, _ = _checked(model, path, use_ema)
     return recorded_config(content)
 
 
@@ -212,14 +203,29 @@ def sizes_in(model: nn.Module, path: str | os.PathLike, *, use_ema: bool = False
     Raises:
         CheckpointError: as :func:`check_checkpoint`.
     """
-    check_checkpoint(model, path, use_ema=use_ema)
-    _, state = find_state_dict(read_checkpoint(path, mmap=True), path, use_ema)
-    names = _match(model, state, path, HEAD).names
+    _, state, names = _checked(model, path, use_ema)
     head, first = (
         state.get(names.get(f"{model.pretrained_cfg[key]}.weight"))
         for key in ("classifier", "first_conv")
     )
     return {"num_classes": 0 if head is None else len(head), "in_chans": first.shape[1]}
+
+
+def _checked(
+    model: nn.Module, path: str | os.PathLike, use_ema: bool
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """A file's content, its weights, and our key -> key in the file; refused if it does not fit."""
+    content = read_checkpoint(path, mmap=True)
+    _, state = find_state_dict(content, path, use_ema)
+    match = _match(model, state, path, heads(model))
+    first = match.names.get(f"{model.pretrained_cfg['first_conv']}.weight")
+    difference = {
+        name: line for name, line in match.difference.items() if name != first or name not in state
+    }
+    if difference:
+        raise CheckpointError(refusal(path, difference, state))
+    _check_name(model, content, path)
+    return content, state, match.names
 
 
 @dataclass(frozen=True)
