@@ -4,7 +4,7 @@ Kept with the weights, it takes the place of the data set: in ``qkformer.predict
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch import nn
@@ -14,7 +14,7 @@ from qkformer.data.event_formats import GESTURES
 from qkformer.data.event_preparation import SIZE
 from qkformer.data.event_transforms import EventFrames
 from qkformer.data.image_transforms import ImageTransform, Normalise, test_transform
-from qkformer.data.source import DataConfig, EventData, ImageData
+from qkformer.data.source import DataConfig, DataError, EventData, ImageData
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,21 @@ class Inputs:
         """
         if self.stored:
             return EventFrames(self.stored, config.image_size)
-        return Normalise(config.mean or self.mean, config.std or self.std)
+        return Normalise(self.mean, self.std)
+
+    def normalised_as(self, config: DataConfig) -> "Inputs":
+        """With the configured mean and std, where there are any.
+
+        Raises:
+            DataError: they are of another number of channels.
+        """
+        given = {key: each for key in ("mean", "std") if (each := getattr(config, key)) is not None}
+        for key, value in given.items():
+            if len(value) != self.in_chans:
+                raise DataError(
+                    f"data.{key}: is of {len(value)} channels, {config.name} has {self.in_chans}"
+                )
+        return replace(self, **given)
 
 
 def inputs_of(source: ImageData | EventData) -> Inputs:

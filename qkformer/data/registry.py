@@ -1,7 +1,7 @@
 """From a name in the configuration to what the training loop takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from qkformer.data.image_transforms import ImageAugmentation, training_transform
 from qkformer.data.imagenet import imagenet
 from qkformer.data.inputs import Inputs, inputs_of
 from qkformer.data.samples import Samples, held_out
-from qkformer.data.source import DataConfig, DataError, EventData, ImageData
+from qkformer.data.source import DataConfig, EventData, ImageData
 
 # A data set is a function of the `data` section and, by keyword, of T (frames per recording, which
 # images do not need) and `training` (False: the training samples may be None).
@@ -79,16 +79,15 @@ def load_data(
             kind of data; one line that names the key to change.
     """
     source = DATASETS[config.name](config, T=T, training=training)
+    inputs = inputs_of(source).normalised_as(config)
     if isinstance(source, EventData):
         train_transform = None
         augment = EventAugmentation(
             augmentation, source.size, config.image_size, source.num_classes
         )
     else:
-        source = _normalised_as(config, source)
-        train_transform = training_transform(augmentation, config, source.mean)
-        augment = ImageAugmentation(augmentation, source.mean, source.std, source.num_classes)
-    inputs = inputs_of(source)
+        train_transform = training_transform(augmentation, config, inputs.mean)
+        augment = ImageAugmentation(augmentation, inputs.mean, inputs.std, source.num_classes)
     still_transform = inputs.transform(config)
     train = validation = None
     if training:
@@ -103,14 +102,3 @@ def load_data(
         prepare=inputs.prepare(config),
         inputs=inputs,
     )
-
-
-def _normalised_as(config: DataConfig, source: ImageData) -> ImageData:
-    """With the configured mean and std, where there are any."""
-    given = {key: value for key in ("mean", "std") if (value := getattr(config, key)) is not None}
-    for key, value in given.items():
-        if len(value) != source.in_chans:
-            raise DataError(
-                f"data.{key}: is of {len(value)} channels, {config.name} has {source.in_chans}"
-            )
-    return replace(source, **given)

@@ -52,7 +52,7 @@ def load_trained(config: Config, checkpoint: Path, *, use_ema: bool = False) -> 
         )
     if len(inputs.class_names) != model.num_classes:
         inputs = replace(inputs, class_names=tuple(map(str, range(model.num_classes))))
-    return Trained(model, config, inputs, report)
+    return Trained(model, config, inputs.normalised_as(config.data), report)
 
 
 def _recorded(report: LoadReport, data: str) -> Inputs | None:
