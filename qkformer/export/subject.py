@@ -14,9 +14,8 @@ from qkformer.data.source import EventData
 from qkformer.export.streaming import Streaming
 from qkformer.inference import fuse_for_inference
 from qkformer.models import SpikingNetwork
-from qkformer.neurons import SFA, SpikingNeuron
+from qkformer.neurons import FIRING
 
-NEURONS = (SpikingNeuron, SFA)
 EXAMPLE_BATCH, CHECKED_BATCHES = 2, (1, 3)
 CHECKED_STEPS = 4  # of a streaming model
 
@@ -203,7 +202,7 @@ def _tuple(outputs: Any) -> tuple[Tensor, ...]:
 @contextmanager
 def _spikes(model: nn.Module) -> Iterator[dict[nn.Module, tuple[int, int]]]:
     """How often the neurons fire inside, and could."""
-    counts = {module: (0, 0) for module in model.modules() if isinstance(module, NEURONS)}
+    counts = {module: (0, 0) for module in model.modules() if isinstance(module, FIRING)}
 
     def count(module: nn.Module, _inputs: tuple, out: Tensor) -> None:
         fired, total = counts[module]

@@ -16,7 +16,7 @@ from qkformer.export.subject import ExportError, prepare
 from qkformer.files import replacing
 from qkformer.layers.attention import SpikeMask, SpikeProduct
 from qkformer.models import SpikingNetwork
-from qkformer.neurons import SFA, SpikingNeuron
+from qkformer.neurons import FIRING
 
 Record = tuple[dict[str, Any], dict[str, np.ndarray]]  # facts, and arrays by a word
 EQUATIONS = (
@@ -141,7 +141,7 @@ def _attention(product: nn.Module, inputs: tuple, output: Tensor) -> Record:
 
 RECORDS = (
     ((nn.Conv2d, nn.Linear), _linear),
-    ((SpikingNeuron, SFA), _neuron),
+    (FIRING, _neuron),
     ((SpikeMask, SpikeProduct), _attention),
 )
 

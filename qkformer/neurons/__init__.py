@@ -3,4 +3,6 @@
 from qkformer.neurons.node import IF, LIF, NEURONS, PLIF, SpikingNeuron
 from qkformer.neurons.sfa import SFA
 
-__all__ = ["IF", "LIF", "NEURONS", "PLIF", "SFA", "SpikingNeuron"]
+FIRING = (SpikingNeuron, SFA)  # modules whose outputs are spikes, or integers that stand for them
+
+__all__ = ["FIRING", "IF", "LIF", "NEURONS", "PLIF", "SFA", "SpikingNeuron"]

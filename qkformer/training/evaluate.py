@@ -18,7 +18,7 @@ from qkformer.data.loaders import evaluation_loader, read
 from qkformer.data.registry import Data, load_data
 from qkformer.files import append_lines, write_text
 from qkformer.inference import quantize_int8
-from qkformer.neurons import SFA, SpikingNeuron
+from qkformer.neurons import FIRING
 from qkformer.training.command_line import TestOptions
 from qkformer.training.config import Config, ConfigError
 from qkformer.training.distributed import World, announced, joined
@@ -254,9 +254,7 @@ def _test(
 
 def _facts(config: Config, data: Data, model: nn.Module) -> dict[str, Any]:
     """What was tested on what, as far as it decides the numbers."""
-    neurons = {
-        type(part).__name__ for part in model.modules() if isinstance(part, SpikingNeuron | SFA)
-    }
+    neurons = {type(part).__name__ for part in model.modules() if isinstance(part, FIRING)}
     # images are resized and cut out one by one; event frames go to the device as they are
     steps = data.test.transform.transforms if data.test.transform else []
     released = "released" if config.data.name == "cifar10-dvs" else None

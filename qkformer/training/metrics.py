@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkformer.neurons import SFA, SpikingNeuron
+from qkformer.neurons import FIRING, SFA
 from qkformer.text import some_of
 from qkformer.training.distributed import World
 
@@ -204,9 +204,7 @@ class FiringRates:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, SpikingNeuron | SFA)
+            name: module for name, module in model.named_modules() if isinstance(module, FIRING)
         }
         self.sums = dict.fromkeys(self.layers, 0.0)
         self.calls = dict.fromkeys(self.layers, 0)
