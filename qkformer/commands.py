@@ -27,18 +27,21 @@ def from_one(text: str) -> int:
 
 
 def dispatch(
-    program: str, commands: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequence[str]
+    program: str,
+    commands: Mapping[str, Callable[[Sequence[str]], None]],
+    argv: Sequence[str] | None = None,
 ) -> None:
-    """Call the command that ``argv`` begins with, or list them all.
+    """Call the command that a command line begins with, or list them all.
 
     Args:
         program: what users call.
         commands: by name; the first line of a docstring says what it does.
+        argv: sys.argv[1:] unless given.
 
     Raises:
         SystemExit: with one line and status 2 where something given is wrong.
     """
-    name = argv[0] if argv else "--help"
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(f"usage: {program} COMMAND ... (--help behind a command explains it)\n")
         width = max(map(len, commands))
@@ -48,7 +51,7 @@ def dispatch(
     try:
         if name not in commands:
             raise ConfigError(f"there is no command {name!r}{did_you_mean(name, commands)}")
-        commands[name](argv[1:])
+        commands[name](rest)
     except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -1,7 +1,6 @@
 """``python -m qkformer.analysis COMMAND``, or ``qkformer COMMAND``."""
 
-import sys
-from collections.abc import Sequence
+from functools import partial
 
 try:
     import matplotlib  # noqa: F401
@@ -23,14 +22,7 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Raises:
-        SystemExit: with one line and status 2 where something given is wrong.
-    """
-    dispatch("python -m qkformer.analysis", COMMANDS, list(sys.argv[1:] if argv is None else argv))
-
+main = partial(dispatch, "python -m qkformer.analysis", COMMANDS)
 
 if __name__ == "__main__":
     main()
