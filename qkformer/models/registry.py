@@ -96,6 +96,12 @@ def build(
     return model
 
 
+def sized(name: str, size: int) -> dict[str, int]:
+    """The argument that tells a model, ours or timm's, height and width of its input, if any."""
+    fixed = timm.is_model(name) and timm.get_pretrained_cfg_value(name, "fixed_input_size")
+    return {"img_size": size} if fixed else {}
+
+
 def arguments(cls: type[SpikingNetwork]) -> set[str]:
     """Names of the keyword arguments that a family takes."""
     return {

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 import qkformer
 from qkformer.checkpoint.load import LoadReport, check_checkpoint, load_checkpoint, sizes_in
 from qkformer.data.registry import Data
+from qkformer.models.registry import sized
 from qkformer.text import first_sentence, one_line
 from qkformer.training.config import (
     ComputeConfig,
@@ -180,8 +180,7 @@ def _printed(model: nn.Module) -> str:
 def _create(config: Config, **options: Any) -> nn.Module:
     name, size = config.model.name, config.data.image_size
     try:
-        if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
-            options["img_size"] = size
+        options |= sized(name, size)
         model = qkformer.create_model(name, **options, **config.model.arguments())
     except TypeError as error:
         raise ConfigError(
