@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 import qkformer
 from qkformer.analysis import figures, logs, plots, tables
 from qkformer.analysis.conventions import CONVENTIONS
+from qkformer.analysis.log import cost
 from qkformer.analysis.maps import AnalysisError
 from qkformer.analysis.measure import measure
 from qkformer.analysis.measurement import UNLISTED
@@ -22,6 +22,7 @@ from qkformer.analysis.theory import COMPLEXITY
 from qkformer.commands import Parser, from_one
 from qkformer.data.source import DataError
 from qkformer.files import write_text
+from qkformer.models.registry import sized
 from qkformer.text import first_sentence, one_line
 
 
@@ -52,7 +53,8 @@ def macs(argv: Sequence[str]) -> None:
     options = made.parse_args(argv)
     try:
         with torch.device("meta"):
-            args = _sizes(options.model, options.size) | options.args
+            once = {"T": 1} if options.model in qkformer.list_models() else {}
+            args = sized(options.model, options.size) | once | options.args
             model = qkformer.create_model(options.model, **args)
             x = torch.empty(1, model.in_chans, options.size, options.size)
         measured = measure(model.eval(), [x])
@@ -86,14 +88,6 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError(f"expected an object of JSON, got {text}")
     return found
-
-
-def _sizes(model: str, size: int) -> dict[str, int]:
-    """One time step of our models, and the image's size for timm's that are made for one."""
-    if model in qkformer.list_models():
-        return {"T": 1}
-    fixed = timm.is_model(model) and timm.get_pretrained_cfg_value(model, "fixed_input_size")
-    return {"img_size": size} if fixed else {}
 
 
 def curves(argv: Sequence[str]) -> None:
@@ -208,14 +202,14 @@ def _ours(run: Path, convention: str) -> dict[str, Any]:
 def _costs(path: Path, convention: str) -> dict[str, Any]:
     """A row of energy.json; of an ANN, in the one convention that there is."""
     known = json.loads(path.read_text())
-    energy = known["energy"][convention] if known["neurons"] else known["ann"]
+    energy, convention = cost(known, convention)
     return {
         "system": known["model"],
         "data": known["data"],
         "input": known["input_shape"][-1],
         "T": known["T"],
         "params_M": known["parameters"] / 1e6,
-        "energy_mJ": energy["mJ"],
+        "energy_mJ": energy,
         "ssa": known["ssa"],
-        "convention": convention if known["neurons"] else "ann",
+        "convention": convention,
     }

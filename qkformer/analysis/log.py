@@ -1,7 +1,7 @@
 """What training writes down of its last model: ``log.energy``."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,13 @@ def write_energy(measured: Measurement, folder: Path, **facts: Any) -> None:
     write_text(folder / "energy.csv", tables.as_csv(tables.layers(measured)))
     parts = [{"convention": name} | measured.breakdown(name) for name in conventions.CONVENTIONS]
     write_text(folder / "energy_parts.csv", tables.as_csv(parts))
+
+
+def cost(known: Mapping[str, Any], convention: str) -> tuple[float, str]:
+    """mJ per sample that energy.json says, and the convention; of an ANN there is but one."""
+    if known["neurons"]:
+        return known["energy"][convention]["mJ"], convention
+    return known["ann"]["mJ"], "ann"
 
 
 def log_energy(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qkformer.analysis.log import cost
 from qkformer.checkpoint.content import accuracy_is_of
 from qkformer.files import FileError
 from qkformer.text import duration, one_line
@@ -132,7 +133,8 @@ def _energy(trained: Trained, checkpoint: Path, run: Path) -> str | None:
     of = Path(found.get("checkpoint", "last.pth")).name
     if (of, found["T"], found["ssa"]) != (checkpoint.name, model.T, model.ssa):
         return None
-    return f"{found['energy'][CONVENTION]['mJ']:.4g} mJ per sample (convention {CONVENTION})"
+    energy, convention = cost(found, CONVENTION)
+    return f"{energy:.4g} mJ per sample (convention {convention})"
 
 
 def _training(trained: Trained, run: Path) -> str:

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from qkformer.analysis import figures, logs, tables
+from qkformer.analysis.log import cost
 from qkformer.files import FileError, write_text
 from qkformer.studies import pictures
 from qkformer.studies.run import retested
@@ -50,7 +51,7 @@ def _run(folder: Path) -> Run:
         values = {
             LAST: rows[-1]["test_acc1"],
             BEST: max(row["test_acc1"] for row in rows),
-            ENERGY: (energy["energy"]["qkformer"] if energy["neurons"] else energy["ann"])["mJ"],
+            ENERGY: cost(energy, "qkformer")[0],
             "parameters (k)": energy["parameters"] / 1e3,
             "T": energy["T"],
         }
@@ -221,6 +222,6 @@ def _legend(runs: dict[str, list[Run]]) -> str:
         "the test set. "
         f"{len(all_runs)} runs on {of_all(lambda facts: facts['device'])}; Python, PyTorch "
         f"{of_all(lambda facts: facts['versions']['python'] + ', ' + facts['versions']['torch'])}; "
-        f"commit {of_all(lambda facts: facts['commit'][:7])}; "
+        f"commit {of_all(lambda facts: facts['commit'] or 'not known')}; "
         f"`{of_all(lambda facts: facts['command'])}`"
     )

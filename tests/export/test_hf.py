@@ -58,7 +58,8 @@ def write_measurements(folder, ssa="fixed"):
     others = [{**tested, "acc1": 1.0, "ssa": "other"}, {**tested, "acc1": 2.0, "T": 1}]
     results = [{**tested, "acc1": 3.0}, tested, *others]
     (folder / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in results))
-    energy = {"T": 3, "ssa": ssa, "checkpoint": "x/best.pth", "energy": {"qkformer": {"mJ": 1.25}}}
+    energy = {"T": 3, "ssa": ssa, "checkpoint": "x/best.pth", "neurons": ["n"]}
+    energy["energy"] = {"qkformer": {"mJ": 1.25}}
     (folder / "energy.json").write_text(json.dumps(energy))
     facts = {"commit": "abc123", "processes": 2, "device": "cpu", "host": "secret"}
     facts["versions"] = {"qkformer": "0.1.0", "torch": "2.14.1"}

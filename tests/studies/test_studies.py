@@ -1,6 +1,7 @@
 """A study runs once, goes on where it was stopped, and its table says what the runs said."""
 
 import json
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -103,6 +104,17 @@ def test_tables_have_mean_and_deviation_of_the_runs(finished, capsys):
     assert "| without the leak | 2 |" in printed and "published, a journal (%)" in printed
     for name in ("study.png", "retests.png", "study.md"):
         assert (output / name).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_table_of_an_installed_package_has_no_commit_to_name(finished, tmp_path, capsys):
+    _, output = finished
+    shutil.copytree(output, tmp_path / "copy")
+    for run in runs(tmp_path / "copy"):
+        facts = json.loads((run / "environment.json").read_text()) | {"commit": None}
+        (run / "environment.json").write_text(json.dumps(facts))
+    main(["table", str(tmp_path / "copy")])
+    assert "; commit not known; " in capsys.readouterr().out
 
 
 @pytest.mark.slow
