@@ -7,7 +7,7 @@ their own.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from qkformer.analysis.source import Source, opened, told
 from qkformer.commands import Parser
@@ -18,6 +18,7 @@ from qkformer.export.streaming import streaming
 from qkformer.export.subject import Exported, ExportError
 from qkformer.export.vectors import export_trace
 from qkformer.inference import quantize_int8
+from qkformer.models import SpikingNetwork
 from qkformer.training.config import ConfigError
 from qkformer.training.evaluate import check_tested
 from qkformer.training.model import load_model
@@ -106,13 +107,15 @@ def _parser(command: Callable) -> Parser:
     return made
 
 
-def _loaded(argv: Sequence[str], name: str) -> tuple[nn.Module, tuple[int, ...], Path]:
+def _loaded(argv: Sequence[str], name: str) -> tuple[SpikingNetwork, tuple[int, ...], Path]:
     """The model, height and width of its input behind the number of frames, and where to write."""
     config, options = told(argv)
     if options.device == "cuda":
         raise ConfigError("--device cuda: exporting is done on the CPU")
     print(options.source, *check_tested([config], options), sep="\n")
     model, _ = load_model(config, options.checkpoint, use_ema=options.weights == "ema")
+    if not isinstance(model, SpikingNetwork):
+        raise ConfigError(f"{config.model.name} is timm's own: only this package's are exported")
     if options.quantize:
         model = quantize_int8(model)
     frames = (config.model.T,) if model.in_chans == EventData.in_chans else ()

@@ -114,7 +114,7 @@ def hf(argv: Sequence[str]) -> None:
             options.output,
             card=model_card(trained, tested, options.push),
             pretrained_cfg=pretrained_cfg(trained),
-            **entries(trained, tested.weights),
+            **entries(trained),
         )
     except ValueError as error:
         raise ConfigError(f"hf: {error}") from error
@@ -138,7 +138,7 @@ def pretrained_cfg(trained: Trained) -> dict[str, Any]:
     }
 
 
-def entries(trained: Trained, weights: str) -> dict[str, Any]:
+def entries(trained: Trained) -> dict[str, Any]:
     """The rest of config.json: the names of the classes as timm reads them, and our record."""
     names, report = trained.inputs.class_names, trained.report
     described = descriptions(names)

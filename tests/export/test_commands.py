@@ -1,9 +1,11 @@
 """From a run's folder to a file by one line, without the data; what is refused."""
 
+import re
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import make_model
 
@@ -91,6 +93,21 @@ def test_bad_input_gets_one_line(run, argv, message, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["onnx"], ["torch", "--streaming"], ["nir"]], ids=" ".join)
+def test_models_of_timm_are_refused_in_one_line(argv, tmp_path, capsys):
+    plain = "model: {name: resnet10t}"
+    text = re.sub("model: {.*}}", plain, CONFIG % ("", "digits")).replace("size: 8", "size: 32")
+    (tmp_path / "config.yml").write_text(text)
+    trained = parse_train(tmp_path / "config.yml", [])[0]
+    model = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+    torch.save({"model": model.state_dict(), "config": asdict(trained)}, tmp_path / "last.pth")
+    with pytest.raises(SystemExit) as stop:
+        command(argv[0], tmp_path, *argv[1:])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "resnet10t is timm's own" in error
+    assert error.count("\n") == 1
 
 
 def test_one_program_has_all_commands(capsys):
