@@ -184,7 +184,7 @@ def versions() -> dict[str, str]:
 def describe(device: torch.device, world: World) -> dict[str, Any]:
     """What environment.json holds: how the run was started, on what, with which versions."""
     return {
-        "command": shlex.join([sys.executable, *sys.argv]),
+        "command": shlex.join(sys.orig_argv),
         "host": platform.node(),
         "platform": platform.platform(),
         "device": device_name(device),
