@@ -44,13 +44,13 @@ def main(arguments: list[str] | None = None) -> None:
 def speeds(study: Study, device: torch.device, repeats: int) -> Rows:
     """A row per variant: images per second with quartiles, and times the first variant's."""
     rows = {variant.name: {"variant": variant.name} for variant in study.variants}
-    batch = study.variants[0].config(0).data.batch_size
+    batches = {each.name: each.config(0).data.batch_size for each in study.variants}
     for what, make in (("training", training_step), ("inference", inference)):
         contenders = [
             Contender(each.name, partial(make, each.config(0), device)) for each in study.variants
         ]
-        for found in compare(contenders, device, repeats=repeats, items=batch, memory=False):
-            row = rows[found["name"]]
+        for found in compare(contenders, device, repeats=repeats, items=1, memory=False):
+            row, batch = rows[found["name"]], batches[found["name"]]
             if "not_measured" in found:
                 row[f"{what} not measured"] = found["not_measured"]
                 continue
