@@ -38,6 +38,12 @@ POINTS = {
 }
 
 
+def pause(stop):
+    """Until a signal comes, which raises; or, where it is remembered by `stop`, has come."""
+    while stop is None or not stop.received:
+        time.sleep(0.01)
+
+
 def signal_at(rank, point, number, name):
     if rank != os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")):
         return
@@ -48,10 +54,8 @@ def signal_at(rank, point, number, name):
         if next(calls) == int(number):
             if name == "ERROR":
                 raise DataError("a folder is gone")
-            while name == "PAUSE" and not arguments[0].stop.received:  # it may have come already
-                time.sleep(0.01)
             if name == "PAUSE":
-                return False
+                return pause(getattr(arguments[0], "stop", None))
             os.kill(os.getpid(), getattr(signal, name))
         return real(*arguments, **options)
 
