@@ -120,17 +120,11 @@ def plain(p: Problem) -> tuple[Tensor, dict[str, Tensor]]:
 def fused(p: Problem) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and gradients of the kernels."""
     leaves = p.differentiable
-    if p.training:
-        mean, _, invstd = ops.batch_statistics(p.x, p.eps, 1)
-        mean = mean if p.conv_bias is None else mean + p.conv_bias
-    else:
-        mean, invstd = p.running_mean, (p.running_var + p.eps).rsqrt()
     tau = {"reciprocal_tau": leaves.pop("learned")} if p.learned is not None else {}
     x, inputs = leaves.pop("x"), dict(leaves)
     (out,) = ops.bn_neuron(
         x,
-        mean=mean,
-        invstd=invstd,
+        table=table(p),
         **inputs,
         **p.neuron,
         **tau,
@@ -141,6 +135,14 @@ def fused(p: Problem) -> tuple[Tensor, dict[str, Tensor]]:
     )
     leaves |= dict(x=x) | ({"learned": tau["reciprocal_tau"]} if tau else {})
     return out.detach(), _gradients(out, leaves, p.grad)
+
+
+def table(p: Problem) -> Tensor:
+    """BatchNorm's map, as the kernels make it."""
+    parameters = p.weight, p.bias, p.conv_bias
+    if p.training:
+        return ops.batch_norm(p.x, *parameters, [], [], [], p.eps, 0.1, 1)
+    return ops.fixed_norm(*parameters, [p.running_mean], [p.running_var], p.eps)
 
 
 def margin(p: Problem) -> Tensor:

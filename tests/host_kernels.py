@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,8 @@ from qkformer.neurons.cuda import loader
 SHIM = Path(__file__).parent / "neurons" / "cuda" / "shim.h"
 FLAGS = ("-O1", "-fPIC", "-shared", "-fno-fast-math", "-ffp-contract=off", "-fno-strict-aliasing",
          "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized")  # fmt: skip
-KERNELS = {
-    family: re.findall(r"__global__ void (\w+)\(", loader.source(family))
-    for family in loader.FAMILIES
-}
+_HEAD = re.compile(r"__global__ void __launch_bounds__\([^)]*\) (\w+)\(")
+KERNELS = {family: _HEAD.findall(loader.source(family)) for family in loader.FAMILIES}
 
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -46,23 +43,25 @@ class HostLauncher:
     def launch(
         self,
         kernel: str,
-        threads: int,
-        args: Sequence,
-        *,
+        blocks: int,
+        argument: bytes,
         variant: loader.Variant,
         device: torch.device,
     ) -> None:
         assert device.type == "cpu"
         self.launched.append(kernel)
-        cells = [ctypes.create_string_buffer(arg.tobytes()) for arg in args]
-        pointers = (ctypes.c_void_p * len(args))(*map(ctypes.addressof, cells))
-        getattr(self.library(variant), f"launch_{kernel}")(ctypes.c_uint(threads), pointers)
+        run = getattr(self.library(variant, loader.BLOCK), f"launch_{kernel}")
+        run.restype = ctypes.c_bool
+        assert run(ctypes.c_uint(blocks), argument, len(argument)), "another struct"
 
-    def _build(self, variant: loader.Variant) -> ctypes.CDLL:
+    def _build(self, variant: loader.Variant, _block: int) -> ctypes.CDLL:
         source = loader.source(variant.family)
-        has_barriers = str("__syncthreads" in source).lower()
-        kernels = KERNELS[variant.family]
-        entries = "".join(f"LAUNCHABLE({kernel}, {has_barriers})\n" for kernel in kernels)
+        _, *parts = _HEAD.split(source)
+        kernels = zip(parts[::2], parts[1::2], strict=True)
+        entries = "".join(
+            f"LAUNCHABLE({kernel}, {str('__shared__' in body).lower()})\n"
+            for kernel, body in kernels
+        )
         text, command = SHIM.read_text() + source + entries, ["g++", *FLAGS, *variant.options]
         name = hashlib.sha256(repr((text, command)).encode()).hexdigest()[:32]
         library = self.folder / f"{name}.so"

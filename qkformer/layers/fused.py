@@ -15,6 +15,9 @@ from qkformer.neurons import SpikingNeuron
 from qkformer.neurons.cuda import ops
 from qkformer.neurons.cuda.qk_mask import qk_mask
 from qkformer.neurons.functional import resolve_backend
+from qkformer.neurons.reference import membrane_dtype
+
+RUNNING = ("running_mean", "running_var")
 
 
 def fuses(bn: nn.Module, neuron: nn.Module | None, x: Tensor) -> bool:
@@ -145,47 +148,59 @@ def _norm(
     repeats: int = 1,
 ) -> dict[str, Any]:
     """BatchNorms side by side as the kernels know them; running statistics are updated."""
-    if isinstance(bns[0], nn.Identity):
-        return dict(mean=None, invstd=None, conv_bias=conv_bias, batch_statistics=False)
-    batch_statistics = bns[0].training or bns[0].running_mean is None
-    if batch_statistics:
-        if y.numel() == y.shape[1]:
-            raise ValueError(
-                f"BatchNorm needs more than 1 value per channel in training, got {tuple(y.shape)}"
-            )
-        mean, variance, invstd = ops.batch_statistics(y.detach(), bns[0].eps, repeats)
-        if conv_bias is not None:
-            mean = mean + conv_bias.detach()
-        shares = zip(bns, mean.chunk(len(bns)), variance.chunk(len(bns)), strict=True)
-        for bn, *statistics in shares:
-            if bn.training and bn.track_running_stats:
-                _update_running_statistics(bn, *statistics)
-    else:
-        mean = _joined([bn.running_mean for bn in bns])
-        invstd = (_joined([bn.running_var for bn in bns]) + bns[0].eps).rsqrt()
+    first = bns[0]
+    if isinstance(first, nn.Identity):
+        return dict(conv_bias=conv_bias)
+    real = membrane_dtype(y.dtype)
+    parameters = _joined([bn.weight for bn in bns]), _joined([bn.bias for bn in bns]), conv_bias
+    weight, bias, conv_bias = (ops.in_real(parameter, real) for parameter in parameters)
+    batch_statistics = first.training or first.running_mean is None
+    with torch.no_grad():
+        if batch_statistics:
+            table = _batch_norm(bns, y, weight, bias, conv_bias, repeats)
+        else:
+            mean, var = ([getattr(bn, name).to(real) for bn in bns] for name in RUNNING)
+            table = ops.fixed_norm(weight, bias, conv_bias, mean, var, first.eps)
     return dict(
-        mean=mean,
-        invstd=invstd,
-        weight=_joined([bn.weight for bn in bns]),
-        bias=_joined([bn.bias for bn in bns]),
+        table=table,
+        weight=weight,
+        bias=bias,
         conv_bias=conv_bias,
         batch_statistics=batch_statistics,
     )
 
 
+def _batch_norm(
+    bns: Sequence[nn.BatchNorm2d],
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_bias: Tensor | None,
+    repeats: int,
+) -> Tensor:
+    real = membrane_dtype(y.dtype)
+    if y.numel() == y.shape[1]:
+        raise ValueError(
+            f"BatchNorm needs more than 1 value per channel in training, got {tuple(y.shape)}"
+        )
+    momentum, eps = bns[0].momentum, bns[0].eps
+    tracked = [bn for bn in bns if bn.training and bn.track_running_stats]
+    # none where a checkpointed batch runs again
+    batches = [bn.num_batches_tracked for bn in tracked if bn.num_batches_tracked is not None]
+    if momentum is None:  # the average over all batches
+        for count in batches:
+            count.add_(1)
+    buffers = [[getattr(bn, name) for bn in tracked] for name in RUNNING]
+    mean, var = ([buffer.to(real) for buffer in each] for each in buffers)
+    table = ops.batch_norm(y, weight, bias, conv_bias, mean, var, batches, eps, momentum, repeats)
+    for own, updated in zip([*buffers[0], *buffers[1]], [*mean, *var], strict=True):
+        if own is not updated:
+            own.copy_(updated)
+    return table
+
+
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
     return tensors[0] if len(tensors) == 1 or tensors[0] is None else torch.cat(tensors)
-
-
-@torch.no_grad()
-def _update_running_statistics(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    if bn.num_batches_tracked is not None:  # as it is where a checkpointed batch runs again
-        bn.num_batches_tracked.add_(1)
-    momentum = bn.momentum
-    if momentum is None:  # the average over all batches
-        momentum = (1 / bn.num_batches_tracked).to(bn.running_mean.dtype)
-    bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
-    bn.running_var.lerp_(variance.to(bn.running_var.dtype), momentum)
 
 
 def hooked(module: nn.Module) -> bool:

@@ -51,5 +51,6 @@ def _traits(layer: ConvBNNeuron) -> tuple:
     of_conv = (conv.kernel_size, conv.stride, conv.groups, conv.out_channels, conv.bias is None)
     of_norm = (type(bn),)
     if isinstance(bn, nn.BatchNorm2d):
-        of_norm = (bn.eps, bn.training, bn.running_mean is None, bn.weight is None)
+        tracks = bn.track_running_stats, bn.running_mean is None, bn.num_batches_tracked is None
+        of_norm = (bn.eps, bn.momentum, bn.training, *tracks, bn.weight is None)
     return (*of_conv, *of_norm, *layer.neuron.constants.values())

@@ -1,132 +1,125 @@
-// (BatchNorm ->) neuron over y [T, M], M = B * C * H * W neurons in packs of VEC.
-//
-// repeated: y is [1, M] and every time step has the same current (a static image).
-// splits: see Output, whose tensors are `first`, `second` and `third`; what goes in stays together.
+// (BatchNorm ->) neuron over y [T, M], or [1, M] where it is repeated over time; M = B * C * H * W
+// neurons in packs of VEC. Of `splits` shares of the channels, each leaves as [T, M / splits].
 
-extern "C" __global__ void forward(const Pack* __restrict__ y, const Pack* __restrict__ residual,
-                                   Pack* __restrict__ first, Pack* __restrict__ second,
-                                   Pack* __restrict__ third, unsigned packs, int repeated,
-                                   unsigned channels, unsigned inner, unsigned splits,
-                                   NORM_ARGUMENTS, NEURON_ARGUMENTS) {
-    const unsigned i = thread_index();
-    if (i >= packs) return;
-    const Neuron neuron = NEURON;
-    const Layout layout = {channels, inner};
+// What a thread reads of [T, M] at one pack. Of a constant T all steps at once, so that all loads
+// are in flight together.
+template <bool ONCE>
+struct Rows {
+    const Pack* from;
+    size_t step;
+#if STEPS
+    Pack read[ONCE ? 1 : STEPS];
+#endif
+    __device__ __forceinline__ Rows(const Pack* from, size_t step) : from(from), step(step) {
+#if STEPS
+        if (!from) return;
+#pragma unroll
+        for (int t = 0; t < (ONCE ? 1 : STEPS); ++t) read[t] = load(from + t * step);
+#endif
+    }
+    __device__ __forceinline__ Pack operator[](int t) const {
+#if STEPS
+        return read[ONCE ? 0 : t];
+#else
+        return load(from + (ONCE ? 0 : t) * step);
+#endif
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Arguments a) {
+    const Neuron neuron(a);
+    const Share share(a);
     Norm norm[VEC];
-    layout.read(norm, layout.channel(i), NORM);
-    const Output output(layout, splits, packs, i);
-    Pack* __restrict__ spiked = output.of(first, second, third);
-    Pack stored;
-    run(neuron, steps,
-        [&](int t, real* x) {
-            if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
+    share.read(norm, a);
+    const size_t step = a.packs / SPLITS;
+    Pack* const spiked = share.of(a.made);
+    for (unsigned e = share.first; e < share.count; e += share.stride) {
+        const unsigned at = share.output(e);
+        const Rows<REPEATED> y(a.y + share.at(e), a.packs);
+        const Rows<false> residual(a.given[0] ? a.given[0] + at : nullptr, step);
+        run(neuron, a.steps,
+            [&](int t, real* x) {
+                const Pack pack = y[t];
 #pragma unroll
-            for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
+                for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](pack.lane[lane]);
+            },
+            [&](int t, const bool* spikes) {
+                Pack sum;
+                if (residual.from) sum = residual[t];
+#pragma unroll
+                for (int lane = 0; lane < VEC; ++lane) {
+                    const real below = residual.from ? widen(sum.lane[lane]) : real(0);
+                    sum.lane[lane] = narrow(plus(below, spikes[lane] ? real(1) : real(0)));
+                }
+                spiked[at + t * step] = sum;
+            });
+    }
+}
+
+// The neurons of one pack, forward and backward: emit(t, real dz[VEC], const Pack& y).
+template <class Emit>
+__device__ __forceinline__ void both_ways(const Arguments& a, const Neuron& neuron,
+                                          const Share& share, const Norm* norm, Past<>& past,
+                                          unsigned e, real& grad_tau, Emit emit) {
+    const Rows<REPEATED> y(a.y + share.at(e), a.packs);
+    const Rows<false> grad(share.of(a.given) + share.output(e), a.packs / SPLITS);
+    record(neuron, a.steps, past, [&](int t, real* x) {
+        const Pack pack = y[t];
+#pragma unroll
+        for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](pack.lane[lane]);
+    });
+    backpropagate(neuron, a.steps, past, grad_tau,
+        [&](int t, real* g) {
+            const Pack pack = grad[t];
+#pragma unroll
+            for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
         },
-        [&](int t, const bool* spikes) {
-            Pack sum;
-            if (residual) sum = residual[output.at(t)];
-#pragma unroll
-            for (int lane = 0; lane < VEC; ++lane)
-                sum.lane[lane] = narrow(plus(residual ? widen(sum.lane[lane]) : real(0),
-                                             spikes[lane] ? real(1) : real(0)));
-            spiked[output.at(t)] = sum;
-        });
+        [&](int t, const real* dz) { emit(t, dz, y[t]); });
 }
 
 // Sums over the gradient dz of BatchNorm's output (of the neuron's currents).
-extern "C" __global__ void reduce(const Pack* __restrict__ y, const Pack* __restrict__ first,
-                                  const Pack* __restrict__ second,
-                                  const Pack* __restrict__ third, real* __restrict__ partial,
-                                  real* work, unsigned packs, unsigned per_group,
-                                  unsigned threads, int repeated, unsigned channels,
-                                  unsigned inner, unsigned splits, NORM_ARGUMENTS,
-                                  NEURON_ARGUMENTS) {
-    const unsigned thread = thread_index();
-    if (thread >= threads) return;
-    const Neuron neuron = NEURON;
-    const Layout layout = {channels, inner};
-    const Share share(layout, thread, per_group);
+extern "C" __global__ void __launch_bounds__(BLOCK, 2) reduce(const Arguments a) {
+    __shared__ Sums shared[KEPT][BLOCK];
+    const Neuron neuron(a);
+    const Share share(a);
     Norm norm[VEC];
-    layout.read(norm, share.channel(layout), NORM);
-    Sums sums;
-    Past past(work, thread, threads, steps);
-    for (unsigned e = share.first; e < packs / share.groups; e += share.stride) {
-        const unsigned i = share.pack(e);
-        const Output output(layout, splits, packs, i);
-        const Pack* __restrict__ grad = output.of(first, second, third);
-        Pack stored;
-        record(neuron, steps, past, [&](int t, real* x) {
-            if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
+    share.read(norm, a);
+    ThreadSums sums;
+    Past<> past(a);
+    for (unsigned e = share.first; e < share.count; e += share.stride)
+        both_ways(a, neuron, share, norm, past, e, sums.tau(),
+                  [&](int, const real* dz, const Pack& y) {
 #pragma unroll
-            for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
-        });
-        backpropagate(neuron, steps, past, sums.tau,
-            [&](int t, real* g) {
-                const Pack pack = grad[output.at(t)];
-#pragma unroll
-                for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
-            },
-            [&](int t, const real* dz) {
-                if (!repeated) stored = y[(size_t)t * packs + i];
-#pragma unroll
-                for (int lane = 0; lane < VEC; ++lane)
-                    sums.add(lane, dz[lane], norm[lane].centered(stored.lane[lane]));
-            });
-    }
-    sums.write(partial, layout.channels_last(), thread, threads);
+                      for (int lane = 0; lane < VEC; ++lane)
+                          sums.add(lane, dz[lane], norm[lane].centered(y.lane[lane]));
+                  });
+    sums.write(shared, a, share);
 }
 
 // Gradient of y, [T, M] or, where y is repeated, [1, M].
-extern "C" __global__ void backward(const Pack* __restrict__ y, const Pack* __restrict__ first,
-                                    const Pack* __restrict__ second,
-                                    const Pack* __restrict__ third, Pack* __restrict__ dy, real* work, const real* sums,
-                                    real reciprocal_count, unsigned packs, unsigned threads,
-                                    int repeated, unsigned channels, unsigned inner,
-                                    unsigned splits, NORM_ARGUMENTS, NEURON_ARGUMENTS) {
-    const unsigned thread = thread_index();
-    if (thread >= threads) return;
-    const Neuron neuron = NEURON;
-    const Layout layout = {channels, inner};
-    Past past(work, thread, threads, steps);
-    for (unsigned i = thread; i < packs; i += threads) {
-        const unsigned channel = layout.channel(i);
-        Norm norm[VEC];
-        layout.read(norm, channel, NORM);
-        NormGradient norm_gradient[VEC];
-#pragma unroll
-        for (int lane = 0; lane < VEC; ++lane)
-            norm_gradient[lane].read(norm[lane], sums, channels,
-                                     layout.channels_last() ? channel + lane : channel,
-                                     reciprocal_count);
-        const Output output(layout, splits, packs, i);
-        const Pack* __restrict__ grad = output.of(first, second, third);
-        Pack stored;
-        record(neuron, steps, past, [&](int t, real* x) {
-            if (t == 0 || !repeated) stored = y[(size_t)t * packs + i];
-#pragma unroll
-            for (int lane = 0; lane < VEC; ++lane) x[lane] = norm[lane](stored.lane[lane]);
-        });
+extern "C" __global__ void __launch_bounds__(BLOCK, 2) backward(const Arguments a) {
+    const Neuron neuron(a);
+    const Share share(a);
+    Norm norm[VEC];
+    NormGradient norm_gradient[VEC];
+    share.read(norm, a);
+    share.read(norm_gradient, a);
+    Past<> past(a);
+    for (unsigned e = share.first; e < share.count; e += share.stride) {
+        Pack* const dy = a.made[0] + share.at(e);
         real total[VEC], grad_tau = 0;
 #pragma unroll
         for (int lane = 0; lane < VEC; ++lane) total[lane] = 0;
-        backpropagate(neuron, steps, past, grad_tau,
-            [&](int t, real* g) {
-                const Pack pack = grad[output.at(t)];
+        both_ways(a, neuron, share, norm, past, e, grad_tau,
+                  [&](int t, const real* dz, const Pack& y) {
+                      Pack out;
 #pragma unroll
-                for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
-            },
-            [&](int t, const real* dz) {
-                if (!repeated) stored = y[(size_t)t * packs + i];
-                Pack out;
-#pragma unroll
-                for (int lane = 0; lane < VEC; ++lane) {
-                    total[lane] += dz[lane];
-                    const real whole = repeated ? total[lane] : dz[lane];
-                    out.lane[lane] =
-                        narrow(norm_gradient[lane](norm[lane], whole, stored.lane[lane]));
-                }
-                if (t == 0 || !repeated) dy[(size_t)t * packs + i] = out;
-            });
+                      for (int lane = 0; lane < VEC; ++lane) {
+                          total[lane] = REPEATED ? total[lane] + dz[lane] : dz[lane];
+                          out.lane[lane] = narrow(
+                              norm_gradient[lane](a, norm[lane], total[lane], y.lane[lane]));
+                      }
+                      if (t == 0 || !REPEATED) dy[(size_t)t * a.packs] = out;
+                  });
     }
 }

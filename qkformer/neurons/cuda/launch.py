@@ -1,25 +1,29 @@
-"""From tensors to kernel launches: layout, packs, partial sums.
+"""From tensors to kernel launches: layout, packs, blocks, and the struct that a kernel takes.
 
 ``y`` is [T * B, C, H, W] (or [B, C, H, W], repeated over time), contiguous or channels last; a
 neuron alone is one with C = H = 1 and no BatchNorm.
 """
 
-import math
+import functools
+import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from qkformer.neurons.cuda.layout import channels_last, empty_outputs, like, parts, pointer
-from qkformer.neurons.cuda.loader import LAUNCHERS, Variant
+from qkformer.neurons.cuda import loader
+from qkformer.neurons.cuda.layout import channels_last, empty_outputs, like
+from qkformer.neurons.cuda.loader import Variant
 from qkformer.neurons.reference import membrane_dtype
 
 MAX_SPLITS = 3  # tensors that a kernel writes: of q, k and v
 MAX_UNROLLED = 32  # time steps a kernel is specialised for; beyond, a membrane goes to memory
-REDUCE_THREADS = 1 << 18  # about what fills the largest GPU; each writes one partial sum
+MOST_BYTES = 16  # that a thread reads at once
+TILE = 32  # groups of channels that a block has at most, where channels are last
+PER_THREAD = 4  # packs, where there are enough
+REDUCING_BLOCKS = 1056  # eight on each multiprocessor of the largest GPU; each writes a part
 WORK_THREADS = 1 << 16  # bounds the memory of membranes beyond MAX_UNROLLED steps
 
 
@@ -39,16 +43,121 @@ class Neuron(NamedTuple):
             return "PLIF"
         return "IF" if self.reciprocal_tau is None else "LIF"
 
+    @property
+    def reals(self) -> tuple[float, float, float, float]:
+        """As the kernels' structs have them."""
+        return self.reciprocal_tau or 0.0, self.v_threshold, self.v_reset, self.alpha
 
-class Norm(NamedTuple):
-    """BatchNorm: weight, bias, mean and 1 / sqrt(var + eps); the bias of the convolution in front
-    where ``y`` is without it, though ``mean`` is not. [C] each, in the membrane's dtype."""
 
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    mean: Tensor | None = None
-    invstd: Tensor | None = None
-    conv_bias: Tensor | None = None
+class Shape(NamedTuple):
+    """What decides how a fused operation is launched.
+
+    Attributes:
+        sizes: [N, C, H, W] of y.
+        last: y is channels last.
+        pool: a max pool of kernel 3, stride 2 and padding 1 stands in front of the neuron.
+        others: see :class:`Variant`; ``steps`` is T.
+    """
+
+    sizes: tuple[int, int, int, int]
+    last: bool
+    dtype: torch.dtype
+    kind: str = "IF"
+    surrogate: str = "sigmoid"
+    steps: int = 1
+    repeated: bool = False
+    pool: bool = False
+    splits: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the kernels of one operation run; made once for every shape.
+
+    Attributes:
+        grid: blocks of the kernels that write a value for each they read, and the sizes that their
+            struct ends in.
+        reducing: the same of those that sum over channels.
+        parts: of each sum that these leave, [3, parts, C].
+    """
+
+    variant: Variant
+    grid: tuple[int, tuple[int, ...]]
+    reducing: tuple[int, tuple[int, ...]]
+    parts: int
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(shape: Shape, family: str, aligned: bool) -> Plan:
+    """Of ``family``: "dense" and "moments" take packs of y, "pooled" of its windows' maxima.
+
+    Args:
+        aligned: all tensors begin at a multiple of MOST_BYTES.
+
+    Raises:
+        ValueError: more than 2^31 - 1 packs per time step, or more than MAX_SPLITS splits.
+    """
+    n, channels, height, width = shape.sizes
+    rows = n if shape.repeated else n // shape.steps
+    values = rows * channels * height * width
+    if shape.splits > MAX_SPLITS:
+        raise ValueError(f"the kernels split channels in at most {MAX_SPLITS}: {shape.splits}")
+    pixels = height * width
+    if shape.pool:
+        pixels = (height + 1) // 2 * ((width + 1) // 2)
+    # [B, C, 1, 1] is channels last as well, and faster taken as such
+    last = shape.last or height * width == 1
+    run = channels // shape.splits if last else pixels
+    most = values_at_once(shape) if aligned and not shape.pool else 1
+    vec = next(vec for vec in (8, 4, 2, 1) if vec <= most and run % vec == 0)
+    if values // vec >= 2**31:
+        raise ValueError(
+            f"the kernels index at most 2^31 - 1 values per time step, or packs of {vec}, got "
+            f"{values}: use a smaller batch or backend='torch'"
+        )
+    groups = channels // vec if last else channels
+    packs = rows * channels * pixels // vec
+    tile = _tile(groups) if last else 1
+    tiles = -(-groups // tile)
+    slices = loader.BLOCK // tile
+    most = WORK_THREADS // loader.BLOCK if shape.steps > MAX_UNROLLED else 2**31
+    parts = _at_most(-(-packs // (groups * slices * PER_THREAD)), most // tiles)
+    reducing = _at_most(
+        packs // (groups * slices * PER_THREAD), min(REDUCING_BLOCKS, most) // tiles
+    )
+    steps = shape.steps if shape.steps <= MAX_UNROLLED else 0
+    sizes = (shape.steps, packs, groups, packs // (groups * rows), tile, tiles)
+    return Plan(
+        Variant(
+            family, shape.dtype, shape.kind, steps, vec, shape.surrogate, last, shape.repeated,
+            shape.splits,
+        ),
+        (tiles * parts, (*sizes, parts, height, width)),
+        (tiles * reducing, (*sizes, reducing, height, width)),
+        reducing,
+    )  # fmt: skip
+
+
+def values_at_once(shape: Shape) -> int:
+    """How many a thread reads at most; fewer where it keeps many steps."""
+    by_steps = next((n for n, most in ((8, 4), (4, 8), (2, 16)) if shape.steps <= most), 1)
+    return min(by_steps, MOST_BYTES // shape.dtype.itemsize)
+
+
+def _tile(groups: int) -> int:
+    """The largest power of two by which few threads have nothing to do."""
+    sizes = (1 << i for i in reversed(range(TILE.bit_length())))
+    return next(tile for tile in sizes if -groups % tile * 8 <= groups)
+
+
+def _at_most(wanted: int, most: int) -> int:
+    return max(1, min(wanted, most))
+
+
+_STRUCTS = {  # Arguments in norm.cuh
+    torch.float32: struct.Struct("16P4f9I0P"),
+    torch.float64: struct.Struct("16P4d9I0P"),
+}
 
 
 @dataclass
@@ -57,202 +166,161 @@ class Call:
 
     Args:
         y: dense, see :func:`dense`.
-        steps: T.
-        repeated: ``y`` holds one time step that stands for all T.
-        splits: that many shares of the channels leave as tensors of their own, at most MAX_SPLITS;
-            not with a pool.
+        table: [4, C], rows center, scale, shift and 1 / sqrt(var + eps) of BatchNorm in the
+            membrane's dtype; None without BatchNorm.
+        conv_bias: [C], added to ``y`` where there is no table.
+        others: see :class:`Shape`.
     """
 
     y: Tensor
-    norm: Norm
+    table: Tensor | None
+    conv_bias: Tensor | None
     neuron: Neuron
     steps: int
     repeated: bool
-    pool: bool
+    pool: bool = False
     splits: int = 1
-    real: type = field(init=False)
 
-    def __post_init__(self):
-        y = self.y
-        self.real = np.float64 if y.dtype == torch.float64 else np.float32
-        self.last = channels_last(y)
-        rows = y.shape[0] if self.repeated else y.shape[0] // self.steps
-        n, (c, h, w) = rows, y.shape[1:]
-        self.inputs = n * c * h * w  # of a time step
-        if self.pool:
-            h, w = (h + 1) // 2, (w + 1) // 2
-        self.channels, self.neurons = c, n * c * h * w
-        # [B, C, 1] is channels last as well, and faster taken as such
-        self.inner = 1 if self.last or h * w == 1 else h * w
-        if self.splits > MAX_SPLITS:
-            raise ValueError(f"the kernels split channels in at most {MAX_SPLITS}: {self.splits}")
-        if self.inputs >= 2**31:
-            raise ValueError(
-                f"the kernels index at most 2^31 - 1 values per time step, got {self.inputs}: "
-                "use a smaller batch or backend='torch'"
-            )
+    def __post_init__(self) -> None:
+        y, neuron = self.y, self.neuron
+        self.real = membrane_dtype(y.dtype)
+        self.shape = Shape(
+            tuple(y.shape), channels_last(y), y.dtype, neuron.kind, neuron.surrogate, self.steps,
+            self.repeated, self.pool, self.splits,
+        )  # fmt: skip
 
-    def vec(self, *tensors: Tensor | None, run: int | None = None) -> int:
-        """How many neighbours a thread can read at once: within ``run``, and aligned.
+    def plan(self, *tensors: Tensor | None) -> Plan:
+        """Of an operation on these tensors besides y."""
+        family = "pooled" if self.pool else "dense"
+        return plan(self.shape, family, aligned(self.y, *tensors))
 
-        ``run``: elements in memory that belong together; by default those that share a channel,
-        or all channels of a share.
-        """
-        if self.pool or self.steps > 16:
-            return 1
-        vec = 4 if self.steps <= 8 else 2
-        stride = vec * self.y.element_size()
-        aligned = all(t is None or t.data_ptr() % stride == 0 for t in tensors)
-        if run is None:
-            run = self.channels // self.splits if self.inner == 1 else self.inner
-        return vec if aligned and run % vec == 0 else 1
-
-    def launch(self, family: str, kernel: str, threads: int, args: list, vec: int = 1) -> None:
-        steps = self.steps if self.steps <= MAX_UNROLLED else 0
-        neuron = self.neuron
-        variant = Variant(family, self.y.dtype, neuron.kind, steps, vec, neuron.surrogate)
+    def launch(
+        self,
+        kernel: str,
+        plan: Plan,
+        grid: tuple[int, tuple[int, ...]],
+        given: Sequence[Tensor | None] = (),
+        made: Sequence[Tensor] = (),
+        places: Tensor | None = None,
+        partial: Tensor | None = None,
+        gradients: Tensor | None = None,
+    ) -> None:
+        """See Arguments in norm.cuh; ``gradients`` is the table that :func:`sums` gives."""
+        blocks, sizes = grid
+        work = self.work(blocks) if kernel != "forward" else None
+        argument = _STRUCTS[self.real].pack(
+            self.y.data_ptr(), *_three(given), *_three(made), pointer(places), pointer(partial),
+            pointer(work), *self._norm(), *rows(gradients, 4, 2), pointer(self.neuron.learned),
+            *self.neuron.reals, *sizes,
+        )  # fmt: skip
         device = self.y.device
-        LAUNCHERS[device.type].launch(kernel, threads, args, variant=variant, device=device)
+        loader.LAUNCHERS[device.type].launch(kernel, blocks, argument, plan.variant, device)
 
-    def norm_args(self) -> list:
-        norm = self.norm
-        tensors = (norm.weight, norm.bias, norm.mean, norm.invstd, norm.conv_bias)
-        return [pointer(t) for t in tensors]
+    def _norm(self) -> tuple[int, int, int]:
+        if self.table is None:
+            return 0, 0, pointer(self.conv_bias)
+        return rows(self.table, 0, 3)
 
-    def neuron_args(self) -> list:
-        neuron, real = self.neuron, self.real
-        return [
-            np.int32(self.steps),
-            real(neuron.reciprocal_tau or 0),
-            pointer(neuron.learned),
-            real(neuron.v_threshold),
-            real(neuron.v_reset),
-            real(neuron.alpha),
-        ]
-
-    def pool_args(self) -> list:
-        height, width = self.y.shape[2:]
-        return [np.uint32(self.channels), np.int32(height), np.int32(width), np.int32(self.last)]
-
-    def shape_args(self) -> list:
-        sizes = [np.uint32(n) for n in (self.channels, self.inner, self.splits)]
-        return [np.int32(self.repeated), *sizes]
-
-    def work(self, threads: int) -> Tensor | None:
-        """Room for the membranes of ``threads`` neurons at a time, where registers have none."""
+    def work(self, blocks: int) -> Tensor | None:
+        """Room for the membranes of all threads, where registers have none."""
         if self.steps <= MAX_UNROLLED:
             return None
-        return self.y.new_empty((2, self.steps, threads), dtype=membrane_dtype(self.y.dtype))
+        return self.y.new_empty((2, self.steps, blocks * loader.BLOCK), dtype=self.real)
 
-    def bounded(self, threads: int) -> int:
-        return threads if self.steps <= MAX_UNROLLED else min(threads, WORK_THREADS)
+    def partial(self, plan: Plan) -> Tensor:
+        """Room for the parts of sums over channels."""
+        return self.y.new_empty((3, plan.parts, self.y.shape[1]), dtype=self.real)
 
 
 def forward(call: Call, residual: Tensor | None) -> list[Tensor]:
     """Spikes, or residual + spikes, [T * B, C / splits, H', W'] of every share."""
-    y = call.y
-    outs = empty_outputs(y, call.steps, call.repeated, call.pool, call.splits)
-    if outs[0].numel() == 0:
-        return outs
-    residual = None if residual is None else like(residual, outs[0])
-    tail = call.norm_args() + call.neuron_args()
-    if call.pool:
-        sizes = [np.uint32(call.neurons), np.uint32(call.inputs), np.int32(call.repeated)]
-        args = [*map(pointer, (y, residual, *outs)), *sizes, *call.pool_args(), *tail]
-        call.launch("pooled", "pooled_forward", call.neurons, args)
-    else:
-        vec = call.vec(y, residual, *outs)
-        packs = call.neurons // vec
-        tensors = (y, residual, *padded(outs))
-        args = [*map(pointer, tensors), np.uint32(packs), *call.shape_args(), *tail]
-        call.launch("dense", "forward", packs, args, vec)
+    outs = empty_outputs(call.y, call.steps, call.repeated, call.pool, call.splits)
+    if outs[0].numel():
+        residual = None if residual is None else like(residual, outs[0])
+        plan = call.plan(residual, *outs)
+        kernel = "pooled_forward" if call.pool else "forward"
+        call.launch(kernel, plan, plan.grid, given=[residual], made=outs)
     return outs
 
 
-@dataclass
-class Shares:
-    """The split of a sum over channels among threads, and the buffer of its partial sums."""
-
-    call: Call
-    vec: int
-
-    def __post_init__(self):
-        call = self.call
-        groups = call.channels // self.vec if call.inner == 1 else call.channels
-        packs = call.neurons // self.vec // groups
-        least = 4 * call.channels // groups  # a thread writes a sum for each channel it reads
-        self.per_group = parts(packs, groups, least, call.bounded(REDUCE_THREADS))
-        self.threads = groups * self.per_group
-        split = (self.per_group, call.channels)
-        if call.inner != 1:
-            split = split[::-1]
-        dtype = membrane_dtype(call.y.dtype)
-        self.partial = call.y.new_empty((3, *split), dtype=dtype)
-
-    def sums(self) -> Tensor:
-        """[3, C]: of dz, of dz * (y - mean), and of PLIF's gradient."""
-        return self.partial.sum(1 if self.call.inner == 1 else 2)
-
-
-def padded(shares: Sequence[Tensor]) -> list[Tensor | None]:
-    """As many as the kernels know of."""
-    return [*shares, *[None] * (MAX_SPLITS - len(shares))]
-
-
 def reduce(call: Call, grads: Sequence[Tensor]) -> Tensor:
-    """Sums over the gradient dz of the neuron's current, [3, C]; see :meth:`Shares.sums`."""
-    vec = call.vec(call.y, *grads)
-    shares = Shares(call, vec)
-    work = call.work(shares.threads)
-    args = [pointer(t) for t in (call.y, *padded(grads), shares.partial, work)]
-    args += [np.uint32(n) for n in (call.neurons // vec, shares.per_group, shares.threads)]
-    args += call.shape_args() + call.norm_args() + call.neuron_args()
-    call.launch("dense", "reduce", shares.threads, args, vec)
-    return shares.sums()
+    """Parts of the sums over the gradient dz of the neuron's current, for :func:`tables.sums`."""
+    plan = call.plan(*grads)
+    partial = call.partial(plan)
+    call.launch("reduce", plan, plan.reducing, given=grads, partial=partial)
+    return partial
 
 
-def backward(call: Call, grads: Sequence[Tensor], sums: Tensor | None) -> Tensor:
-    """Gradient of ``y``, without a pool; ``sums`` of :func:`reduce` for statistics of ``y``."""
-    y = call.y
-    dy = torch.empty_like(y)
-    vec = call.vec(y, *grads, dy)
-    packs = call.neurons // vec
-    threads = call.bounded(packs)
-    work = call.work(threads)
-    args = [pointer(t) for t in (y, *padded(grads), dy, work, sums)]
-    args += [reciprocal_count(call), np.uint32(packs), np.uint32(threads)]
-    args += call.shape_args() + call.norm_args() + call.neuron_args()
-    call.launch("dense", "backward", threads, args, vec)
+def backward(call: Call, grads: Sequence[Tensor], gradients: Tensor | None) -> Tensor:
+    """Gradient of ``y``, without a pool.
+
+    ``gradients``: what :func:`tables.gradients` made of :func:`reduce`; None where BatchNorm's
+    statistics are not those of ``y``.
+    """
+    dy = torch.empty_like(call.y)
+    plan = call.plan(*grads, dy)
+    call.launch("backward", plan, plan.grid, given=grads, made=[dy], gradients=gradients)
     return dy
 
 
 def pooled_backward(call: Call, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient at the windows' maxima, their places 0 to 8 (both [T or 1, B, C, H', W'], flat), and
-    the sums of :func:`reduce`."""
-    rows = 1 if call.repeated else call.steps
-    grad_max = call.y.new_empty(rows * call.neurons)
-    place = call.y.new_empty(rows * call.neurons, dtype=torch.uint8)
-    shares = Shares(call, 1)
-    work = call.work(shares.threads)
-    args = [pointer(t) for t in (call.y, grad, grad_max, place, shares.partial, work)]
-    sizes = (call.neurons, call.inputs, shares.per_group, shares.threads)
-    args += [np.uint32(n) for n in sizes]
-    args += [np.int32(call.repeated), *call.pool_args(), *call.norm_args(), *call.neuron_args()]
-    call.launch("pooled", "pooled_backward", shares.threads, args)
-    return grad_max, place, shares.sums()
+    parts of the sums as from :func:`reduce`."""
+    plan = call.plan(grad)
+    windows = grad.numel() // (call.steps if call.repeated else 1)
+    grad_max = grad.new_empty(windows)
+    places = grad.new_empty(windows, dtype=torch.uint8)
+    partial = call.partial(plan)
+    made = dict(given=[grad], made=[grad_max], places=places, partial=partial)
+    call.launch("pooled_backward", plan, plan.reducing, **made)
+    return grad_max, places, partial
 
 
-def pooled_gather(call: Call, grad_max: Tensor, place: Tensor, sums: Tensor | None) -> Tensor:
-    """Gradient of ``y`` from :func:`pooled_backward`'s."""
-    dy = torch.empty_like(call.y)
-    args = [pointer(t) for t in (call.y, grad_max, place, dy, sums)]
-    args += [reciprocal_count(call), np.uint32(call.neurons), np.uint32(call.inputs)]
-    rows = 1 if call.repeated else call.steps
-    args += [np.int32(rows), *call.pool_args(), *call.norm_args()]
-    call.launch("pooled", "pooled_gather", call.inputs, args)
+def pooled_gather(call: Call, grad_max: Tensor, places: Tensor, gradients: Tensor | None) -> Tensor:
+    """Gradient of ``y`` from :func:`pooled_backward`'s; ``gradients`` as for :func:`backward`."""
+    y = call.y
+    dy = torch.empty_like(y)
+    plan = call.plan(dy, grad_max)
+    _, sizes = plan.grid
+    values = y.numel() if call.repeated else y.numel() // call.steps
+    grid = (-(-values // loader.BLOCK), sizes)
+    made = dict(given=[grad_max], made=[dy], places=places, gradients=gradients)
+    call.launch("pooled_gather", plan, grid, **made)
     return dy
 
 
-def reciprocal_count(call: Call) -> np.floating:
-    """1 / the number of values behind each channel's statistics."""
-    return call.real(1 / math.prod((call.y.shape[0], *call.y.shape[2:])))
+def moments(y: Tensor) -> Tensor:
+    """[3, parts, C]: count, mean and sum of squares about it, of each channel of a dense ``y``."""
+    own = plan(Shape(tuple(y.shape), channels_last(y), y.dtype), "moments", aligned(y))
+    real = membrane_dtype(y.dtype)
+    partial = y.new_empty((3, own.parts, y.shape[1]), dtype=real)
+    blocks, sizes = own.reducing
+    pointers = (y.data_ptr(), *[0] * 7, partial.data_ptr(), *[0] * 7)
+    argument = _STRUCTS[real].pack(*pointers, *[0.0] * 4, *sizes)
+    loader.LAUNCHERS[y.device.type].launch("moments", blocks, argument, own.variant, y.device)
+    return partial
+
+
+def aligned(*tensors: Tensor | None) -> bool:
+    """Whether a thread may read MOST_BYTES of each at once."""
+    together = 0
+    for tensor in tensors:
+        if tensor is not None:
+            together |= tensor.data_ptr()
+    return together % MOST_BYTES == 0
+
+
+def pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def rows(table: Tensor | None, first: int, count: int) -> tuple[int, ...]:
+    """Pointers to so many rows of a contiguous table."""
+    if table is None:
+        return (0,) * count
+    start, row = table.data_ptr(), table.stride(0) * table.itemsize
+    return tuple(start + i * row for i in range(first, first + count))
+
+
+def _three(tensors: Sequence[Tensor | None]) -> tuple[int, int, int]:
+    return (*map(pointer, tensors), *[0] * (MAX_SPLITS - len(tensors)))

@@ -1,6 +1,5 @@
-"""Memory layout of [N, C, H, W], and how a kernel's work is split."""
+"""Memory layout of [N, C, H, W]."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,17 +33,3 @@ def empty_outputs(y: Tensor, steps: int, repeated: bool, pool: bool, splits: int
     layout = torch.channels_last if channels_last(y) else torch.contiguous_format
     options = dict(dtype=y.dtype, device=y.device, memory_format=layout)
     return [torch.empty(shape, **options) for _ in range(splits)]
-
-
-def pointer(tensor: Tensor | None) -> np.uint64:
-    return np.uint64(0 if tensor is None else tensor.data_ptr())
-
-
-def parts(packs: int, groups: int, least: int, threads: int) -> int:
-    """How many threads share each of ``groups`` sums over ``packs``.
-
-    Args:
-        least: packs per thread that make the traffic of the partial sums small.
-        threads: about how many are wanted for all groups.
-    """
-    return max(1, min(packs // least, threads // groups))

@@ -3,14 +3,14 @@
 import functools
 import importlib
 import warnings
-from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 COMMON = ("arithmetic.cuh", "neuron.cuh", "norm.cuh")
-FAMILIES = ("dense", "pooled", "statistics", "qk_mask")  # the .cu files
+FAMILIES = ("dense", "pooled", "moments", "tables", "qk_mask")  # the .cu files
 DTYPES = {
     torch.float32: "FLOAT32",
     torch.float16: "FLOAT16",
@@ -29,23 +29,30 @@ class Variant(NamedTuple):
         dtype: of the tensors.
         kind: "IF", "LIF" or "PLIF".
         steps: T, or 0 for a T that is known at launch only.
-        vec: neighbouring neurons of a thread.
+        vec: neighbouring elements that a thread reads at once, at most 16 bytes.
         surrogate: "sigmoid" or "arctan".
+        last: channels are innermost in memory.
+        repeated: the input holds one time step that stands for all.
+        splits: shares of the channels that leave as tensors of their own.
     """
 
     family: str
     dtype: torch.dtype
-    kind: str
-    steps: int
-    vec: int
+    kind: str = "IF"
+    steps: int = 1
+    vec: int = 1
     surrogate: str = "sigmoid"
+    last: bool = False
+    repeated: bool = False
+    splits: int = 1
 
     @property
     def options(self) -> tuple[str, ...]:
         """For the compiler, NVRTC or g++."""
         defines = {"DTYPE": DTYPES[self.dtype], "KIND": self.kind}
         defines |= {"STEPS": self.steps, "VEC": self.vec, "BLOCK": BLOCK}
-        defines["SURROGATE"] = self.surrogate.upper()
+        defines |= {"SURROGATE": self.surrogate.upper(), "LAST": int(self.last)}
+        defines |= {"REPEATED": int(self.repeated), "SPLITS": self.splits}
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()))
 
 
@@ -56,15 +63,13 @@ class Launcher(Protocol):
         """Why kernels cannot run, and the remedy; None if they can."""
 
     def launch(
-        self, kernel: str, threads: int, args: Sequence, *, variant: Variant, device: torch.device
+        self, kernel: str, blocks: int, argument: bytes, variant: Variant, device: torch.device
     ) -> None:
-        """Run ``kernel`` with at least ``threads`` threads on ``device``.
+        """Run ``kernel`` in so many blocks of ``BLOCK`` threads on ``device``.
 
         Args:
             kernel: name of a kernel of ``variant.family``.
-            threads: the kernel returns at once in those beyond.
-            args: the kernel's arguments: NumPy scalars of the parameters' types, pointers as
-                ``numpy.uint64``.
+            argument: the struct that it takes.
         """
 
 
@@ -85,15 +90,21 @@ class CupyLauncher:
         return _cupy_unavailable()
 
     def launch(
-        self, kernel: str, threads: int, args: Sequence, *, variant: Variant, device: torch.device
+        self, kernel: str, blocks: int, argument: bytes, variant: Variant, device: torch.device
     ) -> None:
         cupy = importlib.import_module("cupy")
         stream = torch.cuda.current_stream(device)
         # Both put CuPy's, and with it CUDA's, current device and stream back as they were.
         index = stream.device.index
+        # one element that CuPy hands on as it is: a struct by value
+        struct = np.frombuffer(argument, _void(len(argument)))
         with cupy.cuda.Device(index), _external_stream(stream.cuda_stream, index):
-            grid = (-(-threads // BLOCK),)
-            _kernel(kernel, variant)(grid, (BLOCK,), tuple(args))
+            _kernel(kernel, variant)((blocks,), (BLOCK,), (struct,))
+
+
+@functools.cache
+def _void(size: int) -> np.dtype:
+    return np.dtype((np.void, size))
 
 
 @functools.cache  # neither CuPy nor a GPU appears while a process runs

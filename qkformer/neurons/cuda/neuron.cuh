@@ -1,12 +1,14 @@
 // One thread's neurons through all time steps: neurons/reference.py, operation by operation.
 
-// What every kernel is told of the neuron. 1 / tau is a number, or read from `learned` (PLIF).
-#define NEURON_ARGUMENTS                                                                     \
-    int steps, real reciprocal_tau, const real* learned, real threshold, real reset, real alpha
-#define NEURON {learned ? *learned : reciprocal_tau, threshold, reset, alpha}
-
 struct Neuron {
     real reciprocal_tau, threshold, reset, alpha;
+    // 1 / tau is a number, or read from `learned` (PLIF)
+    template <class Arguments>
+    __device__ explicit Neuron(const Arguments& a)
+        : reciprocal_tau(a.learned ? *a.learned : a.reciprocal_tau),
+          threshold(a.threshold),
+          reset(a.reset),
+          alpha(a.alpha) {}
 };
 
 // A constant T lets the compiler unroll the loops over time, load all steps ahead, and keep the
@@ -30,14 +32,18 @@ template <int LANES = VEC>
 struct Past {
 #if STEPS
     real h_[STEPS][LANES], drive_[STEPS][LANES];
-    __device__ Past(real*, unsigned, unsigned, int) {}
+    template <class Arguments>
+    __device__ explicit Past(const Arguments&) {}
     __device__ __forceinline__ real& h(int t, int lane) { return h_[t][lane]; }
     __device__ __forceinline__ real& drive(int t, int lane) { return drive_[t][lane]; }
 #else
     real* work;  // [2, T, threads]: too long for registers; VEC is 1
     size_t threads, planes;
-    __device__ Past(real* work, unsigned thread, unsigned threads, int steps)
-        : work(work + thread), threads(threads), planes((size_t)steps * threads) {}
+    template <class Arguments>
+    __device__ explicit Past(const Arguments& a)
+        : work(a.work + blockIdx.x * BLOCK + threadIdx.x),
+          threads(gridDim.x * BLOCK),
+          planes(a.steps * threads) {}
     __device__ __forceinline__ real& h(int t, int) { return work[t * threads]; }
     __device__ __forceinline__ real& drive(int t, int) { return work[planes + t * threads]; }
 #endif
@@ -89,9 +95,9 @@ __device__ __forceinline__ void record(const Neuron& neuron, int steps, Past<LAN
 __device__ __forceinline__ real surrogate(const Neuron& neuron, real gradient, real above) {
     if (SURROGATE == ARCTAN) {
         const real scaled = real(1.5707963267948966) * neuron.alpha * above;
-        return gradient * (neuron.alpha / 2) / (1 + scaled * scaled);
+        return quotient(gradient * (neuron.alpha / 2), 1 + scaled * scaled);
     }
-    const real sigmoid = 1 / (1 + exponential(-neuron.alpha * above));
+    const real sigmoid = quotient(1, 1 + exponential(-neuron.alpha * above));
     return gradient * (1 - sigmoid) * sigmoid * neuron.alpha;
 }
 

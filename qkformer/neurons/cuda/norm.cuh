@@ -1,19 +1,30 @@
-// BatchNorm's affine map in front of the neuron, and what its gradient needs.
+// BatchNorm's affine map in front of the neuron, what its gradient needs, and which thread does what.
 
-// Any of the five may be null: a neuron alone is one with the identity in front. `conv_bias` is that
-// of the convolution, which left it out; `mean` is of values that have it.
-#define NORM_ARGUMENTS                                                                       \
-    const real* weight, const real* bias, const real* mean, const real* invstd,              \
-        const real* conv_bias
-#define NORM weight, bias, mean, invstd, conv_bias
+// What the kernels of dense.cu, pooled.cu and moments are told; what does not concern one is null.
+// y is [rows, C, H, W] in memory [rows, groups, run] or, channels last, [rows, run, groups], of
+// packs; a group is a channel or, channels last, VEC of them.
+struct Arguments {
+    const Pack *y;
+    const Pack *given[3];   // what comes: the residual, or the gradient of every share of the output
+    Pack *made[3];          // what leaves: every share of the output, or the gradient of y
+    unsigned char *places;  // pooled: where in its window each maximum is
+    real *partial;          // sums over channels, a part of each block
+    real *work;             // membranes of T steps that are too many for registers
+    const real *center, *scale, *shift;    // [C] each: BatchNorm's map, null for 0, 1 and 0
+    const real *by_mean, *by_variance;     // [C] each: its gradient's; null for fixed statistics
+    const real *learned;
+    real reciprocal_tau, threshold, reset, alpha;
+    unsigned steps, packs, groups, run;  // packs: of y, in a time step
+    unsigned tile, tiles, parts;         // see Share
+    unsigned height, width;              // pooled: of y
+};
 
 struct Norm {
-    real center, invstd, scale, shift;
-    __device__ __forceinline__ void read(NORM_ARGUMENTS, unsigned channel) {
-        center = minus(mean ? mean[channel] : real(0), conv_bias ? conv_bias[channel] : real(0));
-        this->invstd = invstd ? invstd[channel] : real(1);
-        scale = times(weight ? weight[channel] : real(1), this->invstd);
-        shift = bias ? bias[channel] : real(0);
+    real center, scale, shift;
+    __device__ __forceinline__ void read(const Arguments& a, unsigned channel) {
+        center = a.center ? a.center[channel] : real(0);
+        scale = a.scale ? a.scale[channel] : real(1);
+        shift = a.shift ? a.shift[channel] : real(0);
     }
     __device__ __forceinline__ real centered(scalar y) const { return minus(widen(y), center); }
     // Not scale * y + (shift - scale * mean), which cancels where the mean is large.
@@ -22,114 +33,139 @@ struct Norm {
     }
 };
 
-// dz -> dy. In training, mean and variance depend on y; `sums` [2, channels] holds the sums of dz
-// and of dz * centered(y) over the `count` values of a channel. It is null for fixed statistics.
+// dz -> dy. In training, mean and variance depend on y: by_mean is the mean of dz over a channel,
+// by_variance that of dz * centered(y), over the variance.
 struct NormGradient {
-    bool constant;
     real by_mean, by_variance;
-    __device__ __forceinline__ void read(const Norm& norm, const real* sums, unsigned channels,
-                                         unsigned channel, real reciprocal_count) {
-        constant = !sums;
-        if (constant) return;
-        by_mean = sums[channel] * reciprocal_count;
-        by_variance = sums[channels + channel] * reciprocal_count * norm.invstd * norm.invstd;
+    __device__ __forceinline__ void read(const Arguments& a, unsigned channel) {
+        if (!a.by_mean) return;
+        by_mean = a.by_mean[channel];
+        by_variance = a.by_variance[channel];
     }
-    __device__ __forceinline__ real operator()(const Norm& norm, real dz, scalar y) const {
-        if (constant) return norm.scale * dz;
+    __device__ __forceinline__ real operator()(const Arguments& a, const Norm& norm, real dz,
+                                               scalar y) const {
+        if (!a.by_mean) return norm.scale * dz;
         return norm.scale * (dz - by_mean - norm.centered(y) * by_variance);
     }
 };
 
-// Where in memory the neurons of one time step are: [B, C, inner] (contiguous) or [B, inner, C]
-// (channels last), as packs of VEC that never hold two channels in the first case.
-struct Layout {
-    unsigned channels, inner;  // inner: H * W in memory behind a channel; 1 for channels last
-    __device__ __forceinline__ bool channels_last() const { return inner == 1; }
-    __device__ __forceinline__ unsigned channel(unsigned pack) const {  // of the first lane
-        return channels_last() ? pack * VEC % channels : pack * VEC / inner % channels;
+#define KEPT (LAST ? VEC : 1)  // channels of a pack
+
+// A thread's share of the packs of a time step: those of one group, every `stride`-th from `first`.
+// A block has `tile` neighbouring groups (one, unless channels are last) and shares their packs with
+// parts - 1 others; neighbours in a block are neighbours in memory. The grid is [parts, tiles].
+struct Share {
+    unsigned groups, run, group, first, stride, count;
+    __device__ explicit Share(const Arguments& a) : groups(a.groups), run(a.run) {
+        const unsigned slices = BLOCK / a.tile;
+        group = blockIdx.x % a.tiles * a.tile + threadIdx.x % a.tile;
+        first = blockIdx.x / a.tiles * slices + threadIdx.x / a.tile;
+        stride = a.parts * slices;
+        count = group < groups ? a.packs / groups : 0;
     }
-    __device__ __forceinline__ void read(Norm* norm, unsigned channel, NORM_ARGUMENTS) const {
-        norm[0].read(NORM, channel);
+    // Index of a pack, in y and in its share of the output.
+    __device__ __forceinline__ unsigned at(unsigned e) const { return at(e, groups, group); }
+    __device__ __forceinline__ unsigned output(unsigned e) const {
+        return SPLITS == 1 ? at(e) : at(e, groups / SPLITS, group % (groups / SPLITS));
+    }
+    template <class Pointer>
+    __device__ __forceinline__ Pointer of(const Pointer* shares) const {
+        const unsigned share = SPLITS == 1 ? 0 : group / (groups / SPLITS);
+        return share == 0 ? shares[0] : share == 1 ? shares[1] : shares[2];
+    }
+    __device__ __forceinline__ unsigned channel(int lane) const {
+        return LAST ? group * VEC + lane : group;
+    }
+    template <class Values>
+    __device__ __forceinline__ void read(Values* values, const Arguments& a) const {
+        if (count == 0) return;
 #pragma unroll
-        for (int lane = 1; lane < VEC; ++lane) {
-            if (channels_last()) norm[lane].read(NORM, channel + lane);
-            else norm[lane] = norm[0];
+        for (int lane = 0; lane < VEC; ++lane) {
+            if (lane < KEPT) values[lane].read(a, channel(lane));
+            else values[lane] = values[0];
         }
     }
-};
 
-// Where a pack's spikes and their gradient are: at [T, M], or, where `splits` neighbouring shares of
-// the channels are tensors of their own, at [T, M / splits] of one of them.
-struct Output {
-    size_t first, step;
-    unsigned share;
-    __device__ Output(const Layout& layout, unsigned splits, unsigned packs, unsigned i)
-        : first(i), step(packs / splits), share(0) {
-        if (splits == 1) return;
-        const unsigned channels = layout.channels / splits, element = i * VEC;
-        const unsigned row = element / layout.inner, channel = row % layout.channels;
-        const unsigned inside =
-            (row / layout.channels * channels + channel % channels) * layout.inner +
-            element % layout.inner;
-        first = inside / VEC;
-        share = channel / channels;
-    }
-    __device__ __forceinline__ size_t at(int t) const { return first + t * step; }
-    template <class Pointer>
-    __device__ __forceinline__ Pointer of(Pointer a, Pointer b, Pointer c) const {
-        return share == 0 ? a : share == 1 ? b : c;
+  private:
+    __device__ __forceinline__ unsigned at(unsigned e, unsigned groups, unsigned group) const {
+        return LAST ? e * groups + group : (e / run * groups + group) * run + e % run;
     }
 };
 
-// A sum over each channel, without shared memory: a thread takes every `stride`-th pack of one
-// group (a channel, or VEC of them for channels last) and writes one partial sum per channel.
-// Threads that are neighbours read neighbouring memory in either layout.
-struct Share {
-    unsigned group, groups, first, stride, run;
-    __device__ Share(const Layout& layout, unsigned thread, unsigned per_group) : stride(per_group) {
-        const bool last = layout.channels_last();
-        run = last ? 1 : layout.inner / VEC;
-        groups = last ? layout.channels / VEC : layout.channels;
-        group = last ? thread % groups : thread / per_group;
-        first = last ? thread / groups : thread % per_group;
-    }
-    __device__ __forceinline__ unsigned pack(unsigned element) const {
-        return (element / run * groups + group) * run + element % run;
-    }
-    __device__ __forceinline__ unsigned channel(const Layout& layout) const {
-        return layout.channels_last() ? group * VEC : group;
-    }
-};
-
-// partial [3, threads(, VEC for channels last)]: of dz, of dz * centered(y), of PLIF's gradient.
-struct Sums {
-    real dz[VEC], dz_centered[VEC], tau;
-    __device__ Sums() : tau(0) {
+// Adds up what the threads of a block have for the same channels: those whose indices differ by
+// multiples of `tile`, a power of two. The first `tile` threads then hold the result.
+template <int COUNT, class Value>
+__device__ __forceinline__ void add_up(Value (*shared)[BLOCK], const Value* own, unsigned tile) {
 #pragma unroll
-        for (int lane = 0; lane < VEC; ++lane) dz[lane] = dz_centered[lane] = 0;
+    for (int i = 0; i < COUNT; ++i) shared[i][threadIdx.x] = own[i];
+    __syncthreads();
+    for (unsigned half = BLOCK / 2; half >= tile; half /= 2) {
+        if (threadIdx.x < half) {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) shared[i][threadIdx.x].add(shared[i][threadIdx.x + half]);
+        }
+        __syncthreads();
+    }
+}
+
+// A channel's values, or some of them.
+struct Moments {
+    real count, mean, squares;  // squares: sum of (y - mean)^2
+
+    // Chan et al. 1979: nothing cancels.
+    __device__ __forceinline__ void add(const Moments& other) {
+        if (other.count == 0) return;
+        const real total = count + other.count, difference = other.mean - mean;
+        mean += difference * (other.count / total);
+        squares += other.squares + difference * difference * (count * other.count / total);
+        count = total;
+    }
+};
+
+// Of each channel: sums of dz, of dz * centered(y), and of PLIF's gradient.
+struct Sums {
+    real dz, dz_centered, tau;
+    __device__ __forceinline__ void add(const Sums& other) {
+        dz += other.dz;
+        dz_centered += other.dz_centered;
+        tau += other.tau;
+    }
+};
+
+// partial [3, parts, channels], one row of each plane from every block of a tile.
+template <class Value>
+__device__ __forceinline__ void write_parts(const Arguments& a, const Share& share,
+                                            const Value (*shared)[BLOCK]) {
+    if (threadIdx.x >= a.tile || share.count == 0) return;
+    const size_t channels = (size_t)a.groups * KEPT, plane = a.parts * channels;
+    real* part = a.partial + blockIdx.x / a.tiles * channels;
+#pragma unroll
+    for (int lane = 0; lane < KEPT; ++lane) {
+        const real* values = reinterpret_cast<const real*>(&shared[lane][threadIdx.x]);
+#pragma unroll
+        for (int i = 0; i < 3; ++i) part[i * plane + share.channel(lane)] = values[i];
+    }
+}
+
+// A thread's sums over its packs, and their way out.
+struct ThreadSums {
+    Sums of[VEC];
+    __device__ ThreadSums() {
+#pragma unroll
+        for (int lane = 0; lane < VEC; ++lane) of[lane] = {0, 0, 0};
     }
     __device__ __forceinline__ void add(int lane, real gradient, real centered) {
-        dz[lane] += gradient;
-        dz_centered[lane] += gradient * centered;
+        of[lane].dz += gradient;
+        of[lane].dz_centered += gradient * centered;
     }
-    __device__ __forceinline__ void write(real* partial, bool channels_last, unsigned thread,
-                                          unsigned threads) {
-        const size_t kept = channels_last ? VEC : 1;
-        const size_t plane = threads * kept, at = thread * kept;
+    __device__ __forceinline__ real& tau() { return of[0].tau; }
+    __device__ __forceinline__ void write(Sums (*shared)[BLOCK], const Arguments& a,
+                                          const Share& share) {
+        if (!LAST) {
 #pragma unroll
-        for (int lane = 0; lane < VEC; ++lane) {  // unrolled: an index would cost the registers
-            if (channels_last) {
-                partial[at + lane] = dz[lane];
-                partial[plane + at + lane] = dz_centered[lane];
-                partial[2 * plane + at + lane] = lane ? real(0) : tau;
-            } else if (lane) {
-                dz[0] += dz[lane];
-                dz_centered[0] += dz_centered[lane];
-            }
+            for (int lane = 1; lane < VEC; ++lane) of[0].add(of[lane]);
         }
-        if (channels_last) return;
-        partial[at] = dz[0];
-        partial[plane + at] = dz_centered[0];
-        partial[2 * plane + at] = tau;
+        add_up<KEPT>(shared, of, a.tile);
+        write_parts(a, share, shared);
     }
 };

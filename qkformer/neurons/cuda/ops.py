@@ -1,23 +1,83 @@
 """The kernels as PyTorch operators: ``torch.ops.qkformer.bn_neuron`` and its backward.
 
 Registered with fake implementations and autograd, so that ``torch.compile``, ``opcheck`` and CUDA
-graphs work. Nothing is mutated: BatchNorm's running statistics are its module's business.
+graphs work. Running statistics are all that is mutated, by :func:`batch_norm`.
 """
-
-import math
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qkformer.neurons.cuda import launch, statistics
+from qkformer.neurons.cuda import launch, tables
 from qkformer.neurons.cuda.layout import dense, empty_outputs, like
 from qkformer.neurons.cuda.registry import below_autograd, differentiable, operator
 from qkformer.neurons.reference import membrane_dtype
 
 
+def _fake_batch_norm(y, *args):
+    return y.new_empty((tables.NORM_ROWS, y.shape[1]), dtype=membrane_dtype(y.dtype))
+
+
+@operator(
+    "batch_norm",
+    fake=_fake_batch_norm,
+    mutates=("running_mean", "running_var", "batches"),
+)
+def batch_norm(
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_bias: Tensor | None,
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    batches: list[Tensor],
+    eps: float,
+    momentum: float | None,
+    repeats: int,
+) -> Tensor:
+    """BatchNorm's map of each channel by the statistics of ``y``; running ones are updated.
+
+    A constant: the dependence on ``y`` is part of :func:`bn_neuron`'s gradient. All but ``y`` and
+    ``batches`` (int64) are in the membrane's dtype.
+
+    Args:
+        y: [N, C, H, W], without gradient.
+        weight, bias: [C]; None for 1 and 0.
+        conv_bias: [C], added to ``y`` in front; None for none.
+        running_mean, running_var: [C / n] each, of n BatchNorms side by side; empty for none.
+        batches: 0-dim each, how many batches were counted, one more afterwards; or empty.
+        momentum: share of this batch in the running statistics. None is for the mean of all
+            batches; then ``batches`` stays, and has this one.
+        repeats: how often the running variance counts each value.
+
+    Returns:
+        [4, C], rows center, scale, shift and 1 / sqrt(variance + eps): BatchNorm of the sum with
+        ``conv_bias`` is scale * (y - center) + shift.
+    """
+    running = running_mean, running_var, batches
+    return tables.batch_norm(dense(y), weight, bias, conv_bias, running, eps, momentum, repeats)
+
+
+def _fake_fixed_norm(weight, bias, conv_bias, running_mean, *args):
+    channels = sum(mean.shape[0] for mean in running_mean)
+    return running_mean[0].new_empty((tables.NORM_ROWS, channels))
+
+
+@operator("fixed_norm", fake=_fake_fixed_norm)
+def fixed_norm(
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_bias: Tensor | None,
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    eps: float,
+) -> Tensor:
+    """BatchNorm's map by running statistics; arguments and result as for :func:`batch_norm`."""
+    return tables.fixed_norm(weight, bias, conv_bias, (running_mean, running_var), eps)
+
+
 def _fake_bn_neuron(y, *args):
-    steps, repeated, pool, _, splits = args[12:17]
+    steps, repeated, pool, _, splits = args[11:16]
     return empty_outputs(dense(y), steps, repeated, pool, splits)
 
 
@@ -26,11 +86,10 @@ def bn_neuron_op(
     y: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor | None,
-    invstd: Tensor | None,
     conv_bias: Tensor | None,
     residual: Tensor | None,
     learned: Tensor | None,
+    table: Tensor | None,
     reciprocal_tau: float | None,
     v_threshold: float,
     v_reset: float,
@@ -42,27 +101,26 @@ def bn_neuron_op(
     batch_statistics: bool,
     splits: int,
 ) -> list[Tensor]:
-    """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau, ``mean`` and ``invstd`` are given."""
-    norm = launch.Norm(weight, bias, mean, invstd, conv_bias)
+    """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau. ``weight`` and ``bias`` are for their
+    gradients: their values are in ``table``."""
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
-    call = launch.Call(dense(y), norm, neuron, steps, repeated, pool, splits)
+    call = launch.Call(dense(y), table, conv_bias, neuron, steps, repeated, pool, splits)
     return launch.forward(call, residual)
 
 
-def _fake_bn_neuron_backward(grads, y, *args):
+def _fake_bn_neuron_backward(grads, y, table, conv_bias, learned, *args):
     y = dense(y)
-    sums = y.new_empty((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
-    return torch.empty_like(y), sums
+    batch_statistics, _, sums_needed = args[-3:]
+    channels = y.shape[1] if sums_needed or batch_statistics else 0
+    rows = y.new_empty((tables.GRADIENT_ROWS, channels), dtype=membrane_dtype(y.dtype))
+    return torch.empty_like(y), rows
 
 
 @operator("bn_neuron_backward", fake=_fake_bn_neuron_backward)
 def bn_neuron_backward_op(
     grads: list[Tensor],
     y: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    invstd: Tensor | None,
+    table: Tensor | None,
     conv_bias: Tensor | None,
     learned: Tensor | None,
     reciprocal_tau: float | None,
@@ -77,58 +135,52 @@ def bn_neuron_backward_op(
     splits: int,
     sums_needed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of ``y``, and [3, C]: those of BatchNorm's output, summed; of the same times
-    ``y - mean``; of ``learned``, its sum over C. Without ``sums_needed`` the second is zero."""
+    """Gradient of ``y``; and a table of [C] with those of ``bias``, ``weight``, ``learned`` (its
+    sum over C) and ``conv_bias`` first, empty where none is needed."""
     y = dense(y)
-    norm = launch.Norm(weight, bias, mean, invstd, conv_bias)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
-    call = launch.Call(y, norm, neuron, steps, repeated, pool, splits)
+    call = launch.Call(y, table, conv_bias, neuron, steps, repeated, pool, splits)
+    rows = y.new_empty((tables.GRADIENT_ROWS, 0), dtype=call.real)
     if y.numel() == 0:
-        return torch.empty_like(y), _no_sums(y)
+        wanted = y.shape[1] if sums_needed or batch_statistics else 0
+        return torch.empty_like(y), rows.new_zeros((tables.GRADIENT_ROWS, wanted))
     grads = [like(grad, y) for grad in grads]
+    count = tables.count(y) if batch_statistics else 0
     if pool:
-        grad_max, place, sums = launch.pooled_backward(call, *grads)
-        dy = launch.pooled_gather(call, grad_max, place, sums if batch_statistics else None)
-        return dy, sums
-    sums = launch.reduce(call, grads) if sums_needed or batch_statistics else _no_sums(y)
-    return launch.backward(call, grads, sums if batch_statistics else None), sums
-
-
-def _no_sums(y: Tensor) -> Tensor:
-    return y.new_zeros((3, y.shape[1]), dtype=membrane_dtype(y.dtype))
+        grad_max, places, partial = launch.pooled_backward(call, *grads)
+    elif sums_needed or batch_statistics:
+        partial = launch.reduce(call, grads)
+    if sums_needed or batch_statistics:
+        rows = tables.gradients(partial, table, count)
+    through = rows if batch_statistics else None
+    if pool:
+        return launch.pooled_gather(call, grad_max, places, through), rows
+    return launch.backward(call, grads, through), rows
 
 
 class _BNNeuron(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y, weight, bias, mean, invstd, conv_bias, residual, learned, *constants):
-        norm = (weight, bias, mean, invstd, conv_bias)
-        ctx.save_for_backward(y, *norm, learned)
+    def forward(ctx, y, weight, bias, conv_bias, residual, learned, table, *constants):
+        ctx.save_for_backward(y, table, conv_bias if table is None else None, learned)
         ctx.constants = constants
         with below_autograd():
-            return tuple(bn_neuron_op(y, *norm, residual, learned, *constants))
+            out = bn_neuron_op(y, weight, bias, conv_bias, residual, learned, table, *constants)
+            return tuple(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        needs, saved, batch_statistics = ctx.needs_input_grad, ctx.saved_tensors, ctx.constants[-2]
-        _y, weight, _bias, _mean, invstd, _conv_bias, _learned = saved
-        needs_sums = needs[1] or needs[2] or needs[5] or needs[7]
-        dy, sums = bn_neuron_backward_op(grads, *saved, *ctx.constants, needs_sums)
-        grad_conv_bias = None
-        if needs[5] and batch_statistics:
-            grad_conv_bias = torch.zeros_like(sums[0])  # the mean moves with it
-        elif needs[5]:
-            scale = [factor for factor in (weight, invstd) if factor is not None]
-            grad_conv_bias = math.prod(scale, start=sums[0])
+        needs = ctx.needs_input_grad
+        needs_sums = needs[1] or needs[2] or needs[3] or needs[5]
+        dy, rows = bn_neuron_backward_op(grads, *ctx.saved_tensors, *ctx.constants, needs_sums)
         return (
             dy,
-            sums[1] * invstd if needs[1] else None,
-            sums[0] if needs[2] else None,
+            rows[1] if needs[1] else None,
+            rows[0] if needs[2] else None,
+            rows[3] if needs[3] else None,
+            grads[0] if needs[4] else None,
+            rows[2].sum() if needs[5] else None,
             None,
-            None,
-            grad_conv_bias,
-            grads[0] if needs[6] else None,
-            sums[2].sum() if needs[7] else None,
             *[None] * len(ctx.constants),
         )
 
@@ -136,30 +188,10 @@ class _BNNeuron(torch.autograd.Function):
 differentiable(bn_neuron_op, _BNNeuron)
 
 
-def _fake_batch_statistics(y, *args):
-    mean = y.new_empty(y.shape[1], dtype=membrane_dtype(y.dtype))
-    return mean, torch.empty_like(mean), torch.empty_like(mean)
-
-
-@operator("batch_statistics", fake=_fake_batch_statistics)
-def batch_statistics(y: Tensor, eps: float, repeats: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each channel of [N, C, H, W]: mean, unbiased variance and 1 / sqrt(variance + eps).
-
-    The last is of the biased variance. Constants: their dependence on ``y`` is part of
-    :func:`bn_neuron`'s gradient.
-
-    Args:
-        y: without gradient.
-        repeats: how often the unbiased variance counts each value.
-    """
-    return statistics.mean_variance_invstd(dense(y), eps, repeats)
-
-
 def bn_neuron(
     y: Tensor,
     *,
-    mean: Tensor | None,
-    invstd: Tensor | None,
+    table: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     conv_bias: Tensor | None = None,
@@ -172,7 +204,7 @@ def bn_neuron(
     steps: int,
     repeated: bool = False,
     pool: bool = False,
-    batch_statistics: bool,
+    batch_statistics: bool = False,
     splits: int = 1,
 ) -> list[Tensor]:
     """BatchNorm, optional 3x3 max pool of stride 2, neuron, optional addition, in one kernel.
@@ -181,18 +213,19 @@ def bn_neuron(
 
     Args:
         y: [T * B, C, H, W], contiguous or channels last (others are copied).
-        mean, invstd: [C], mean and 1 / sqrt(variance + eps); None for a neuron alone.
-        weight, bias: [C]; None for 1 and 0.
+        table: of :func:`batch_norm` or :func:`fixed_norm`, with these weight, bias and conv_bias;
+            None for a neuron alone.
+        weight, bias: [C], BatchNorm's, to get gradients.
         conv_bias: [C], added to ``y`` in front of all: the bias of a convolution that left it out,
-            which saves a pass over memory. ``mean`` is of values that have it.
+            which saves a pass over memory.
         residual: [T * B, C, H', W'], added to the spikes.
         reciprocal_tau, v_threshold, v_reset, alpha, surrogate: as for
             :func:`qkformer.neurons.functional.spike_sequence`.
         steps: T.
         repeated: ``y`` is [B, C, H, W] and the same at every time step.
         pool: whether there is a max pool.
-        batch_statistics: ``mean`` and ``invstd`` are those of ``y``, so its gradient passes
-            through them (training); otherwise they are constants.
+        batch_statistics: ``table`` is of ``y``, so its gradient passes through the statistics
+            (training); otherwise they are constants.
         splits: the output's channels leave as that many equal shares, at most 3; not with a pool
             or a residual.
 
@@ -204,20 +237,15 @@ def bn_neuron(
         ValueError: 2^31 values or more in a time step.
     """
     real = membrane_dtype(y.dtype)
-    weight, bias, mean, invstd, conv_bias = (
-        None if t is None else t.to(real).contiguous()
-        for t in (weight, bias, mean, invstd, conv_bias)
-    )
     learned = reciprocal_tau.to(real) if isinstance(reciprocal_tau, Tensor) else None
     return bn_neuron_op(
         y,
-        weight,
-        bias,
-        mean,
-        invstd,
-        conv_bias,
+        in_real(weight, real),
+        in_real(bias, real),
+        in_real(conv_bias, real),
         residual,
         learned,
+        table,
         None if learned is not None else reciprocal_tau,
         v_threshold,
         v_reset,
@@ -229,6 +257,11 @@ def bn_neuron(
         batch_statistics,
         splits,
     )
+
+
+def in_real(parameter: Tensor | None, real: torch.dtype) -> Tensor | None:
+    """As the kernels take it."""
+    return None if parameter is None else parameter.to(real).contiguous()
 
 
 def neuron(x: Tensor, **constants: float | Tensor | None) -> Tensor:
@@ -245,7 +278,6 @@ def neuron(x: Tensor, **constants: float | Tensor | None) -> Tensor:
     repeated = len(x) > 1 and x.stride(0) == 0 and not (torch.is_grad_enabled() and x.requires_grad)
     y = x[:1] if repeated else x
     y = y.reshape(len(y), 1, 1, -1)
-    none = dict(mean=None, invstd=None, batch_statistics=False)
-    (spikes,) = bn_neuron(y, **none, **constants, steps=len(x), repeated=repeated)
+    (spikes,) = bn_neuron(y, **constants, steps=len(x), repeated=repeated)
     spikes = spikes.view(x.shape)
     return spikes.permute(0, 1, 4, 2, 3) if last else spikes

@@ -3,8 +3,6 @@
 // y is [T, B, C, H, W], or [1, B, C, H, W] where it is repeated over time; a neuron belongs to a
 // window of [B, C, H', W'], H' = ceil(H / 2). Nothing pooled is kept: windows are read again.
 
-#define POOL_ARGUMENTS unsigned channels, int height, int width, int channels_last
-
 struct Image {
     unsigned channels;
     int height, width;
@@ -56,105 +54,112 @@ __device__ __forceinline__ real window_max(const scalar* y, const Image& image, 
     return best;
 }
 
-extern "C" __global__ void pooled_forward(const scalar* __restrict__ y,
-                                          const scalar* __restrict__ residual,
-                                          scalar* __restrict__ out, unsigned neurons,
-                                          unsigned inputs, int repeated, POOL_ARGUMENTS,
-                                          NORM_ARGUMENTS, NEURON_ARGUMENTS) {
-    const unsigned i = thread_index();
-    if (i >= neurons) return;
-    const Neuron neuron = NEURON;
-    const Image image = {channels, height, width, channels_last != 0};
-    const Image pooled = {channels, (height + 1) / 2, (width + 1) / 2, channels_last != 0};
-    const Place place(pooled, i);
+struct Pool {
+    Image image, pooled;
+    unsigned neurons, inputs;
+    __device__ explicit Pool(const Arguments& a)
+        : image{a.groups, (int)a.height, (int)a.width, LAST != 0},
+          pooled{a.groups, ((int)a.height + 1) / 2, ((int)a.width + 1) / 2, LAST != 0},
+          neurons(a.packs),
+          inputs(a.packs / a.run * (a.height * a.width)) {}
+};
+
+__device__ __forceinline__ const scalar* elements(const Pack* packs) { return packs->lane; }
+__device__ __forceinline__ scalar* elements(Pack* packs) { return packs->lane; }
+
+extern "C" __global__ void __launch_bounds__(BLOCK) pooled_forward(const Arguments a) {
+    const Neuron neuron(a);
+    const Pool pool(a);
+    const Share share(a);
+    const scalar *y = elements(a.y), *residual = a.given[0] ? elements(a.given[0]) : nullptr;
+    scalar* out = elements(a.made[0]);
     Norm norm;
-    norm.read(NORM, place.c);
-    real current = 0;
-    run(neuron, steps,
-        [&](int t, real* x) {
-            int index;
-            if (t == 0 || !repeated)
-                current = window_max(y + (size_t)t * inputs, image, norm, place, index);
-            x[0] = current;
-        },
-        [&](int t, const bool* spikes) {
-            const size_t at = (size_t)t * neurons + i;
-            out[at] = narrow(plus(residual ? widen(residual[at]) : real(0),
-                                  spikes[0] ? real(1) : real(0)));
-        });
+    share.read(&norm, a);
+    for (unsigned e = share.first; e < share.count; e += share.stride) {
+        const unsigned i = share.at(e);
+        const Place place(pool.pooled, i);
+        real current = 0;
+        run(neuron, a.steps,
+            [&](int t, real* x) {
+                int index;
+                if (t == 0 || !REPEATED)
+                    current =
+                        window_max(y + (size_t)t * pool.inputs, pool.image, norm, place, index);
+                x[0] = current;
+            },
+            [&](int t, const bool* spikes) {
+                const size_t at = (size_t)t * pool.neurons + i;
+                out[at] = narrow(plus(residual ? widen(residual[at]) : real(0),
+                                      spikes[0] ? real(1) : real(0)));
+            });
+    }
 }
 
 // Gradient at the windows' maxima, [T or 1, B, C, H', W'], their places, and BatchNorm's sums:
 // dz is zero everywhere else.
-extern "C" __global__ void pooled_backward(
-    const scalar* __restrict__ y, const scalar* __restrict__ grad, scalar* __restrict__ grad_max,
-    unsigned char* index_of_max, real* __restrict__ partial, real* work, unsigned neurons,
-    unsigned inputs, unsigned per_group, unsigned threads, int repeated, POOL_ARGUMENTS,
-    NORM_ARGUMENTS, NEURON_ARGUMENTS) {
-    const unsigned thread = thread_index();
-    if (thread >= threads) return;
-    const Neuron neuron = NEURON;
-    const Image image = {channels, height, width, channels_last != 0};
-    const Image pooled = {channels, (height + 1) / 2, (width + 1) / 2, channels_last != 0};
-    const Layout layout = {channels, channels_last ? 1 : (unsigned)pooled.pixels()};
-    const Share share(layout, thread, per_group);
+extern "C" __global__ void __launch_bounds__(BLOCK) pooled_backward(const Arguments a) {
+    __shared__ Sums shared[KEPT][BLOCK];
+    const Neuron neuron(a);
+    const Pool pool(a);
+    const Share share(a);
+    const scalar *y = elements(a.y), *grad = elements(a.given[0]);
+    scalar* grad_max = elements(a.made[0]);
     Norm norm;
-    norm.read(NORM, share.group);
-    Sums sums;
-    Past past(work, thread, threads, steps);
-    for (unsigned e = share.first; e < neurons / share.groups; e += share.stride) {
-        const unsigned i = share.pack(e);
-        const Place place(pooled, i);
+    share.read(&norm, a);
+    ThreadSums sums;
+    Past<> past(a);
+    for (unsigned e = share.first; e < share.count; e += share.stride) {
+        const unsigned i = share.at(e);
+        const Place place(pool.pooled, i);
         real current = 0, total = 0;
-        record(neuron, steps, past, [&](int t, real* x) {
-            if (t == 0 || !repeated) {
+        record(neuron, a.steps, past, [&](int t, real* x) {
+            if (t == 0 || !REPEATED) {
                 int index;
-                current = window_max(y + (size_t)t * inputs, image, norm, place, index);
-                index_of_max[(size_t)t * neurons + i] = (unsigned char)index;
+                current = window_max(y + (size_t)t * pool.inputs, pool.image, norm, place, index);
+                a.places[(size_t)t * pool.neurons + i] = (unsigned char)index;
             }
             x[0] = current;
         });
-        backpropagate(neuron, steps, past, sums.tau,
-            [&](int t, real* g) { g[0] = widen(grad[(size_t)t * neurons + i]); },
+        backpropagate(neuron, a.steps, past, sums.tau(),
+            [&](int t, real* g) { g[0] = widen(grad[(size_t)t * pool.neurons + i]); },
             [&](int t, const real* dz) {
-                total = repeated ? total + dz[0] : dz[0];
-                if (repeated && t > 0) return;
-                const size_t at = (size_t)t * neurons + i;
-                const int k = index_of_max[at];
+                total = REPEATED ? total + dz[0] : dz[0];
+                if (REPEATED && t > 0) return;
+                const size_t at = (size_t)t * pool.neurons + i;
+                const int k = a.places[at];
                 const int h = 2 * place.h - 1 + k / 3, w = 2 * place.w - 1 + k % 3;
-                const scalar y_max = y[(size_t)t * inputs + image.at(place.b, place.c, h, w)];
+                const scalar y_max =
+                    y[(size_t)t * pool.inputs + pool.image.at(place.b, place.c, h, w)];
                 sums.add(0, total, norm.centered(y_max));
                 grad_max[at] = narrow(total);
             });
     }
-    sums.write(partial, layout.channels_last(), thread, threads);
+    sums.write(shared, a, share);
 }
 
 // Gradient of y from those of the at most four windows that each element is in.
-extern "C" __global__ void pooled_gather(const scalar* __restrict__ y,
-                                         const scalar* __restrict__ grad_max,
-                                         const unsigned char* __restrict__ index_of_max,
-                                         scalar* __restrict__ dy, const real* sums,
-                                         real reciprocal_count, unsigned neurons, unsigned inputs,
-                                         int rows, POOL_ARGUMENTS, NORM_ARGUMENTS) {
-    const unsigned i = thread_index();
-    if (i >= inputs) return;
-    const Image image = {channels, height, width, channels_last != 0};
-    const Image pooled = {channels, (height + 1) / 2, (width + 1) / 2, channels_last != 0};
-    const Place place(image, i);
+extern "C" __global__ void __launch_bounds__(BLOCK) pooled_gather(const Arguments a) {
+    const Pool pool(a);
+    const unsigned i = blockIdx.x * BLOCK + threadIdx.x;
+    if (i >= pool.inputs) return;
+    const scalar *y = elements(a.y), *grad_max = elements(a.given[0]);
+    scalar* dy = elements(a.made[0]);
+    const Place place(pool.image, i);
     Norm norm;
-    norm.read(NORM, place.c);
+    norm.read(a, place.c);
     NormGradient norm_gradient;
-    norm_gradient.read(norm, sums, channels, place.c, reciprocal_count);
+    norm_gradient.read(a, place.c);
+    const int rows = REPEATED ? 1 : a.steps;
     for (int t = 0; t < rows; ++t) {
         real dz = 0;
-        for (int h = place.h / 2; h <= (place.h + 1) / 2 && h < pooled.height; ++h)
-            for (int w = place.w / 2; w <= (place.w + 1) / 2 && w < pooled.width; ++w) {
-                const size_t at = (size_t)t * neurons + pooled.at(place.b, place.c, h, w);
+        for (int h = place.h / 2; h <= (place.h + 1) / 2 && h < pool.pooled.height; ++h)
+            for (int w = place.w / 2; w <= (place.w + 1) / 2 && w < pool.pooled.width; ++w) {
+                const size_t at =
+                    (size_t)t * pool.neurons + pool.pooled.at(place.b, place.c, h, w);
                 const int k = (place.h - (2 * h - 1)) * 3 + place.w - (2 * w - 1);
-                if (index_of_max[at] == k) dz += widen(grad_max[at]);
+                if (a.places[at] == k) dz += widen(grad_max[at]);
             }
-        const size_t at = (size_t)t * inputs + i;
-        dy[at] = narrow(norm_gradient(norm, dz, y[at]));
+        const size_t at = (size_t)t * pool.inputs + i;
+        dy[at] = narrow(norm_gradient(a, norm, dz, y[at]));
     }
 }

@@ -9,8 +9,14 @@
 // are neighbours in memory: slices along, teams across. Every tensor passes once: forward reads q
 // and k and writes out, backward reads q, k and grad and writes their gradients.
 
-#define QK_MASK_ARGUMENTS                                                                    \
-    unsigned groups, unsigned summed, unsigned inner, unsigned slices, int along
+struct MaskArguments {
+    const Pack *q, *k, *grad;
+    Pack *out, *grad_q, *grad_k;
+    real *partial, *work;  // partial [blocks * teams, VEC across or 1]: of PLIF's gradient
+    const real* learned;
+    real reciprocal_tau, threshold, reset, alpha;
+    unsigned steps, groups, summed, inner, slices, along;
+};
 
 // Steps that one sweep over memory takes, all their loads in flight at once. Bounded by registers
 // and by shared memory: 16 KiB for a block in float32.
@@ -33,10 +39,9 @@ struct Team {
     unsigned slices, slice, apart, teams, team, lanes, column, row;
     unsigned first, inner, count;  // of the packs that the team shares
 
-    __device__ __forceinline__ Team(real (*shared)[BLOCK], unsigned slices, unsigned inner,
-                                    int along)
-        : shared(shared), slices(slices), teams(BLOCK / slices), inner(inner) {
-        const unsigned thread = threadIdx.x;
+    __device__ __forceinline__ Team(real (*shared)[BLOCK], const MaskArguments& a)
+        : shared(shared), slices(a.slices), teams(BLOCK / a.slices), inner(a.inner) {
+        const unsigned thread = threadIdx.x, along = a.along;
         slice = along ? thread % slices : thread / teams;
         team = along ? thread / slices : thread % teams;
         apart = along ? 1 : teams;  // from slice to slice, in threads
@@ -115,13 +120,13 @@ __device__ __forceinline__ bool ends_sweep(int t, int steps) {
 }
 
 // The neurons' current at step t.
-__device__ __forceinline__ real current(const Team& team, const Pack* __restrict__ q, size_t step,
+__device__ __forceinline__ real current(const Team& team, const Pack* q, size_t step,
                                         int t, int steps) {
     if (t % AT_ONCE == 0) {
         Values sums = {};
         team.sweep([&](unsigned at) {
             at_once(t, steps, [&](int i, int now) {
-                const Pack pack = q[now * step + at];
+                const Pack pack = load(q + now * step + at);
 #pragma unroll
                 for (int lane = 0; lane < VEC; ++lane) sums.of[i][lane] += widen(pack.lane[lane]);
             });
@@ -131,45 +136,42 @@ __device__ __forceinline__ real current(const Team& team, const Pack* __restrict
     return team.sum(t);
 }
 
-extern "C" __global__ void qk_mask(const Pack* __restrict__ q, const Pack* __restrict__ k,
-                                   Pack* __restrict__ out, QK_MASK_ARGUMENTS, NEURON_ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(BLOCK) qk_mask(const MaskArguments a) {
     __shared__ real shared[AT_ONCE * VEC][BLOCK];
-    const Neuron neuron = NEURON;
-    const size_t step = (size_t)groups * summed;
-    Team team(shared, slices, inner, along);
-    team.take(blockIdx.x, groups, summed);
-    run<1>(neuron, steps, [&](int t, real* x) { x[0] = current(team, q, step, t, steps); },
+    const Neuron neuron(a);
+    const size_t step = (size_t)a.groups * a.summed;
+    const int steps = a.steps;
+    Team team(shared, a);
+    team.take(blockIdx.x, a.groups, a.summed);
+    run<1>(neuron, steps, [&](int t, real* x) { x[0] = current(team, a.q, step, t, steps); },
         [&](int t, const bool* spikes) {
             team.answer(t, spikes[0] ? real(1) : real(0));
             if (!ends_sweep(t, steps)) return;
             const Values mask = team.answers();
             team.sweep([&](unsigned at) {
                 at_once(t - t % AT_ONCE, steps, [&](int i, int now) {
-                    Pack pack = k[now * step + at];
+                    Pack pack = load(a.k + now * step + at);
 #pragma unroll
                     for (int lane = 0; lane < VEC; ++lane)  // a product, for 0 * inf is NaN
                         pack.lane[lane] = narrow(times(widen(pack.lane[lane]), mask.of[i][lane]));
-                    out[now * step + at] = pack;
+                    a.out[now * step + at] = pack;
                 });
             });
         });
 }
 
-// partial [threads / slices, VEC across or 1]: of PLIF's gradient
-extern "C" __global__ void qk_mask_backward(
-    const Pack* __restrict__ q, const Pack* __restrict__ k, const Pack* __restrict__ grad,
-    Pack* __restrict__ grad_q, Pack* __restrict__ grad_k, real* __restrict__ partial, real* work,
-    unsigned threads, QK_MASK_ARGUMENTS, NEURON_ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(BLOCK) qk_mask_backward(const MaskArguments a) {
     __shared__ real shared[AT_ONCE * VEC][BLOCK];
-    const Neuron neuron = NEURON;
-    const size_t step = (size_t)groups * summed;
-    Team team(shared, slices, inner, along);
-    Past<1> past(work, thread_index(), threads, steps);
+    const Neuron neuron(a);
+    const size_t step = (size_t)a.groups * a.summed;
+    const int steps = a.steps;
+    Team team(shared, a);
+    Past<1> past(a);
     real grad_tau = 0;
-    for (unsigned block = blockIdx.x; block * team.teams < groups; block += threads / BLOCK) {
-        team.take(block, groups, summed);
+    for (unsigned block = blockIdx.x; block * team.teams < a.groups; block += gridDim.x) {
+        team.take(block, a.groups, a.summed);
         record(neuron, steps, past,
-               [&](int t, real* x) { x[0] = current(team, q, step, t, steps); });
+               [&](int t, real* x) { x[0] = current(team, a.q, step, t, steps); });
         backpropagate(neuron, steps, past, grad_tau,
             [&](int t, real* g) {
                 if (ends_sweep(t, steps)) {
@@ -182,15 +184,15 @@ extern "C" __global__ void qk_mask_backward(
                     Values sums = {};
                     team.sweep([&](unsigned at) {
                         at_once(begin, steps, [&](int i, int now) {
-                            Pack pack = grad[now * step + at];
-                            const Pack key = k[now * step + at];
+                            Pack pack = load(a.grad + now * step + at);
+                            const Pack key = load(a.k + now * step + at);
 #pragma unroll
                             for (int lane = 0; lane < VEC; ++lane) {
                                 const real gradient = widen(pack.lane[lane]);
                                 sums.of[i][lane] += gradient * widen(key.lane[lane]);
                                 pack.lane[lane] = narrow(gradient * mask.of[i][lane]);
                             }
-                            grad_k[now * step + at] = pack;
+                            a.grad_k[now * step + at] = pack;
                         });
                     });
                     team.add_up(sums);
@@ -207,11 +209,11 @@ extern "C" __global__ void qk_mask_backward(
 #pragma unroll
                         for (int lane = 0; lane < VEC; ++lane)
                             pack.lane[lane] = narrow(gradient.of[i][lane]);
-                        grad_q[now * step + at] = pack;
+                        a.grad_q[now * step + at] = pack;
                     });
                 });
             });
     }
     if (team.is_neuron())
-        partial[(blockIdx.x * team.teams + team.team) * team.lanes + team.row] = grad_tau;
+        a.partial[(blockIdx.x * team.teams + team.team) * team.lanes + team.row] = grad_tau;
 }

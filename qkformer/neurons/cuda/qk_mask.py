@@ -1,21 +1,36 @@
 """Q-K attention's mask in one pass: ``torch.ops.qkformer.qk_mask`` and its backward."""
 
-from dataclasses import dataclass
+import functools
+import struct
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qkformer.neurons.cuda import launch
-from qkformer.neurons.cuda.layout import dense, like, pointer
-from qkformer.neurons.cuda.loader import BLOCK
+from qkformer.neurons.cuda import loader
+from qkformer.neurons.cuda.launch import (
+    MAX_UNROLLED,
+    WORK_THREADS,
+    Neuron,
+    Shape,
+    aligned,
+    pointer,
+    values_at_once,
+)
+from qkformer.neurons.cuda.layout import channels_last, dense, like
+from qkformer.neurons.cuda.loader import Variant
 from qkformer.neurons.cuda.registry import below_autograd, differentiable, operator
 from qkformer.neurons.reference import membrane_dtype
 
 WARP = 32  # threads
 SECTOR = 32  # bytes; a GPU reads no fewer
 ENOUGH_BLOCKS = 512  # for several on each multiprocessor of the largest GPU
+MOST_VEC = 4  # by the shared memory of a block
+_STRUCTS = {  # MaskArguments in qk_mask.cu
+    torch.float32: struct.Struct("9P4f6I0P"),
+    torch.float64: struct.Struct("9P4d6I0P"),
+}
 
 
 def _fake_qk_mask(q, k, *_constants):
@@ -40,16 +55,15 @@ def qk_mask_op(
     out = torch.empty_like(q)
     if q.numel():
         k = like(k, q)
-        call = _call(q, learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate, steps)
-        teams = _teams(call, heads, q, k, out)
-        args = [*map(pointer, (q, k, out)), *teams.args(), *call.neuron_args()]
-        call.launch("qk_mask", "qk_mask", teams.blocks * BLOCK, args, teams.vec)
+        neuron = Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
+        teams = _teams(_shape(q, neuron, steps), heads, aligned(q, k, out))
+        _launch("qk_mask", teams, teams.blocks, neuron, (q, k, None, out, None, None, None, None))
     return out
 
 
-def _fake_qk_mask_backward(grad, q, *_inputs):
+def _fake_qk_mask_backward(grad, q, _k, learned, *_constants):
     q = dense(q)
-    grad_tau = q.new_empty((), dtype=membrane_dtype(q.dtype))
+    grad_tau = q.new_empty(() if learned is not None else 0, dtype=membrane_dtype(q.dtype))
     return torch.empty_like(q), torch.empty_like(q), grad_tau
 
 
@@ -67,22 +81,23 @@ def qk_mask_backward_op(
     heads: int | None,
     surrogate: str = "sigmoid",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, of k and of ``learned`` (0-dim)."""
+    """Gradients of q, of k and of ``learned`` (0-dim; empty without one)."""
     q = dense(q)
     grad_q, grad_k = torch.empty_like(q), torch.empty_like(q)
-    grad_tau = torch.zeros((), dtype=membrane_dtype(q.dtype), device=q.device)
-    if q.numel():
-        k, grad = like(k, q), like(grad, q)
-        call = _call(q, learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate, steps)
-        teams = _teams(call, heads, q, k, grad, grad_q, grad_k)
-        threads = max(call.bounded(teams.blocks * BLOCK) // BLOCK, 1) * BLOCK
-        partial = q.new_empty(threads // teams.slices * teams.lanes, dtype=grad_tau.dtype)
-        tensors = (q, k, grad, grad_q, grad_k, partial, call.work(threads))
-        args = [*map(pointer, tensors), np.uint32(threads), *teams.args(), *call.neuron_args()]
-        call.launch("qk_mask", "qk_mask_backward", threads, args, teams.vec)
-        if learned is not None:
-            grad_tau = partial.sum()
-    return grad_q, grad_k, grad_tau
+    real = membrane_dtype(q.dtype)
+    if q.numel() == 0:
+        return grad_q, grad_k, q.new_zeros(() if learned is not None else 0, dtype=real)
+    k, grad = like(k, q), like(grad, q)
+    neuron = Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
+    teams = _teams(_shape(q, neuron, steps), heads, aligned(q, k, grad, grad_q, grad_k))
+    blocks, work = teams.blocks, None
+    if steps > MAX_UNROLLED:
+        blocks = max(1, min(blocks, WORK_THREADS // loader.BLOCK))
+        work = q.new_empty((2, steps, blocks * loader.BLOCK), dtype=real)
+    partial = q.new_empty(blocks * loader.BLOCK // teams.slices * teams.lanes, dtype=real)
+    tensors = (q, k, grad, None, grad_q, grad_k, partial, work)
+    _launch("qk_mask_backward", teams, blocks, neuron, tensors)
+    return grad_q, grad_k, partial.sum() if learned is not None else partial.new_empty(0)
 
 
 class _QKMask(torch.autograd.Function):
@@ -143,53 +158,65 @@ def qk_mask(
     return out.unflatten(0, (steps, batch))
 
 
-def _call(q: Tensor, *constants) -> launch.Call:
-    *neuron, steps = constants
-    return launch.Call(q, launch.Norm(), launch.Neuron(*neuron), steps, False, False)
-
-
-@dataclass
-class _Teams:
+class _Teams(NamedTuple):
     """How a block's threads share the work: teams of ``slices`` threads, see qk_mask.cu."""
 
+    variant: Variant
+    steps: int
     groups: int
     summed: int
     inner: int
     slices: int
     along: bool
-    vec: int
 
     @property
     def blocks(self) -> int:
-        return -(-self.groups * self.slices // BLOCK)
+        return -(-self.groups * self.slices // loader.BLOCK)
 
     @property
     def lanes(self) -> int:
         """Neurons of a team."""
-        return 1 if self.along else self.vec
-
-    def args(self) -> list:
-        sizes = (self.groups, self.summed, self.inner, self.slices)
-        return [*map(np.uint32, sizes), np.int32(self.along)]
+        return 1 if self.along else self.variant.vec
 
 
-def _teams(call: launch.Call, heads: int | None, *tensors: Tensor) -> _Teams:
-    tokens = call.y.shape[2] * call.y.shape[3]
-    summed, inner = (tokens, call.channels) if heads is None else (call.channels // heads, tokens)
-    along = call.last == (heads is not None)
-    groups = call.neurons // summed
+def _shape(q: Tensor, neuron: Neuron, steps: int) -> Shape:
+    last = channels_last(q)
+    return Shape(tuple(q.shape), last, q.dtype, neuron.kind, neuron.surrogate, steps)
+
+
+@functools.lru_cache(maxsize=4096)
+def _teams(shape: Shape, heads: int | None, aligned: bool) -> _Teams:
+    """Of spikes of this shape; ``aligned`` as for :func:`launch.plan`."""
+    n, channels, height, width = shape.sizes
+    tokens = height * width
+    summed, inner = (tokens, channels) if heads is None else (channels // heads, tokens)
+    along = (shape.last or tokens == 1) == (heads is not None)
+    most = min(MOST_VEC, values_at_once(shape)) if aligned else 1
+    vec = next(v for v in (4, 2, 1) if v <= most and (summed if along else inner) % v == 0)
+    groups = n // shape.steps * channels * tokens // summed
+    if groups * summed // vec >= 2**31:
+        raise ValueError("the kernels index at most 2^31 - 1 packs per time step: smaller batch")
+    steps = shape.steps if shape.steps <= MAX_UNROLLED else 0
+    variant = Variant("qk_mask", shape.dtype, shape.kind, steps, vec, shape.surrogate)
     if along:
-        vec = call.vec(*tensors, run=summed)
         summed //= vec
-        slices = min(BLOCK, _power_of_two(summed))
-        return _Teams(groups, summed, 1, slices, along, vec)
-    vec = call.vec(*tensors, run=inner)
+        slices = min(loader.BLOCK, _power_of_two(summed))
+        return _Teams(variant, shape.steps, groups, summed, 1, slices, along)
     groups, inner = groups // vec, inner // vec
     teams = WARP
-    while groups < teams * ENOUGH_BLOCKS and teams * vec * call.y.element_size() > SECTOR:
+    while groups < teams * ENOUGH_BLOCKS and teams * vec * shape.dtype.itemsize > SECTOR:
         teams //= 2
-    slices = max(vec, min(BLOCK // teams, _power_of_two(summed)))  # a thread for each neuron
-    return _Teams(groups, summed, inner, slices, along, vec)
+    # a thread for each neuron
+    slices = max(vec, min(loader.BLOCK // teams, _power_of_two(summed)))
+    return _Teams(variant, shape.steps, groups, summed, inner, slices, along)
+
+
+def _launch(kernel: str, teams: _Teams, blocks: int, neuron: Neuron, tensors: tuple) -> None:
+    """``tensors``: q, k, grad, out, grad_q, grad_k, partial, work; None for what is not there."""
+    q = tensors[0]
+    pointers = (*map(pointer, tensors), pointer(neuron.learned))
+    argument = _STRUCTS[membrane_dtype(q.dtype)].pack(*pointers, *neuron.reals, *teams[1:])
+    loader.LAUNCHERS[q.device.type].launch(kernel, blocks, argument, teams.variant, q.device)
 
 
 def _power_of_two(n: int) -> int:

@@ -1,13 +1,15 @@
 """Functions on tensors as PyTorch operators."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 _LIBRARY = torch.library.Library("qkformer", "FRAGMENT")
 
 
-def operator(name: str, *, fake: Callable) -> Callable[[Callable], torch._ops.OpOverload]:
+def operator(
+    name: str, *, fake: Callable, mutates: Sequence[str] = ()
+) -> Callable[[Callable], torch._ops.OpOverload]:
     """Decorator that turns a function into ``torch.ops.qkformer.<name>``.
 
     As ``torch.library.custom_op``, without what that puts around every call (checks of aliasing,
@@ -16,14 +18,14 @@ def operator(name: str, *, fake: Callable) -> Callable[[Callable], torch._ops.Op
     Args:
         name: of the operator.
         fake: the same function for tensors without data, as ``torch.compile`` has them.
+        mutates: the arguments that the function writes to.
 
     Returns:
-        Decorator of a function with type hints, for any device, that mutates none of its arguments
-        and returns none. It has no gradient unless :func:`differentiable` gives it one.
+        Decorator of a function with type hints, for any device, that returns none of its arguments. It has no gradient unless :func:`differentiable` gives it one.
     """
 
     def register(function: Callable) -> torch._ops.OpOverload:
-        schema = torch.library.infer_schema(function, mutates_args=())
+        schema = torch.library.infer_schema(function, mutates_args=mutates)
         _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"qkformer::{name}", fake, lib=_LIBRARY)

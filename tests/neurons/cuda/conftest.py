@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from host_kernels import HostLauncher
 
-from qkformer.neurons.cuda import loader
+from qkformer.neurons.cuda import launch, loader, qk_mask
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +26,15 @@ def host_launcher(pytestconfig, tmp_path_factory):
 
 @pytest.fixture
 def host(host_launcher, monkeypatch):
-    """CPU tensors take the kernels, compiled by g++."""
+    """CPU tensors take the kernels, compiled by g++, in small blocks so that there are several."""
     monkeypatch.setitem(loader.LAUNCHERS, "cpu", host_launcher)
+    monkeypatch.setattr(loader, "BLOCK", 32)
+    _forget_plans()
     host_launcher.launched.clear()
-    return host_launcher
+    yield host_launcher
+    _forget_plans()
+
+
+def _forget_plans() -> None:
+    launch.plan.cache_clear()
+    qk_mask._teams.cache_clear()

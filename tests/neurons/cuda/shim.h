@@ -8,17 +8,18 @@
 #include <cstring>
 #include <memory>
 #include <ucontext.h>
-#include <utility>
+#include <type_traits>
 
 #define __device__
 #define __global__
 #define __forceinline__ inline
 #define __shared__ static thread_local
+#define __launch_bounds__(...)
 
 struct Index {
     unsigned x;
 };
-static thread_local Index blockIdx, threadIdx, blockDim;
+static thread_local Index blockIdx, threadIdx, gridDim;
 
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
@@ -57,12 +58,6 @@ inline unsigned short float_to_half(float value) {
     const int unit = exponent - 11;                     // of the last place
     const unsigned places = unsigned(std::nearbyint(std::ldexp(size, -unit)));  // <= 2048
     return sign | (places + ((unit + 24) << 10));  // a carry moves into the exponent
-}
-
-// Kernel arguments as cuLaunchKernel takes them: a pointer to each.
-template <class... A, std::size_t... I>
-void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
-    kernel(*static_cast<A*>(args[I])...);
 }
 
 // A block's threads, where they wait for each other: coroutines of one thread, each of which runs
@@ -116,17 +111,20 @@ void run_block(const Body& body) {
     }
 }
 
-template <bool has_barriers, class... A>
-void launch(void (*kernel)(A...), unsigned threads, void** args) {
-    const auto body = [=] { call(kernel, args, std::index_sequence_for<A...>()); };
-    blockDim.x = BLOCK;
-    for (blockIdx.x = 0; blockIdx.x * BLOCK < threads; ++blockIdx.x) {
+// Each takes one struct, of whose size the caller makes sure.
+template <bool has_barriers, class Arguments>
+bool launch(void (*kernel)(Arguments), unsigned blocks, const void* argument, std::size_t size) {
+    if (size != sizeof(Arguments)) return false;
+    const auto body = [=] { kernel(*static_cast<const std::remove_const_t<Arguments>*>(argument)); };
+    gridDim.x = blocks;
+    for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
         if (has_barriers) run_block(body);
         else for (threadIdx.x = 0; threadIdx.x < BLOCK; ++threadIdx.x) body();
     }
+    return true;
 }
 
-#define LAUNCHABLE(kernel, has_barriers)                                   \
-    extern "C" void launch_##kernel(unsigned threads, void** args) {       \
-        launch<has_barriers>(kernel, threads, args);                       \
+#define LAUNCHABLE(kernel, has_barriers)                                                    \
+    extern "C" bool launch_##kernel(unsigned blocks, const void* argument, unsigned size) { \
+        return launch<has_barriers>(kernel, blocks, argument, size);                        \
     }

@@ -13,23 +13,26 @@ from qkformer.neurons.cuda.loader import Variant
 
 pytestmark = pytest.mark.slow
 
+HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 VARIANTS = [
-    Variant("dense", torch.float32, "IF", 1, 4),
-    Variant("dense", torch.float16, "LIF", 4, 4),
-    Variant("dense", torch.bfloat16, "PLIF", 16, 2),
-    Variant("dense", torch.float16, "LIF", 32, 1, "arctan"),
-    Variant("dense", torch.float64, "PLIF", 0, 1),
-    Variant("pooled", torch.float32, "PLIF", 4, 1),
-    Variant("pooled", torch.float16, "IF", 7, 1),
-    Variant("pooled", torch.bfloat16, "LIF", 0, 1),
-    Variant("pooled", torch.float64, "LIF", 1, 1),
-    Variant("statistics", torch.float16, "IF", 1, 4),
-    Variant("statistics", torch.float64, "IF", 1, 1),
-    Variant("qk_mask", torch.float16, "LIF", 4, 4),
-    Variant("qk_mask", torch.float32, "PLIF", 16, 2),
-    Variant("qk_mask", torch.float64, "IF", 32, 1),
-    Variant("qk_mask", torch.float64, "LIF", 8, 4),
-    Variant("qk_mask", torch.bfloat16, "PLIF", 0, 1),
+    Variant("dense", FLOAT, "IF", 1, 4),
+    Variant("dense", HALF, "LIF", 4, 8, last=True, splits=3),
+    Variant("dense", BFLOAT, "PLIF", 16, 2, repeated=True),
+    Variant("dense", HALF, "LIF", 32, 1, "arctan", last=True),
+    Variant("dense", DOUBLE, "PLIF", 0, 1, splits=2),
+    Variant("pooled", FLOAT, "PLIF", 4, 1),
+    Variant("pooled", HALF, "IF", 7, 1, last=True),
+    Variant("pooled", BFLOAT, "LIF", 0, 1, repeated=True),
+    Variant("pooled", DOUBLE, "LIF", 1, 1),
+    Variant("moments", HALF, vec=8, last=True),
+    Variant("moments", DOUBLE, vec=2),
+    Variant("tables", FLOAT),
+    Variant("tables", DOUBLE),
+    Variant("qk_mask", HALF, "LIF", 4, 4),
+    Variant("qk_mask", FLOAT, "PLIF", 16, 2),
+    Variant("qk_mask", DOUBLE, "IF", 32, 1),
+    Variant("qk_mask", DOUBLE, "LIF", 8, 2),
+    Variant("qk_mask", BFLOAT, "PLIF", 0, 1),
 ]
 
 

@@ -1,12 +1,14 @@
 """BatchNorm, pool and neuron in one kernel, compiled by g++, against PyTorch's modules."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
-from fused_reference import agree, fused, margin, plain, random_problem
+from fused_reference import agree, fused, margin, plain, random_problem, table
 
-from qkformer.neurons.cuda import launch, loader, ops, statistics
+from qkformer.neurons.cuda import launch, loader, ops
+from qkformer.neurons.reference import membrane_dtype
 
 DTYPES = tuple(loader.DTYPES)
 KINDS = {1: "if", 4: "lif", 7: "if", 16: "plif", 40: "plif"}  # by T: few kernels to compile
@@ -15,10 +17,9 @@ KINDS = {1: "if", 4: "lif", 7: "if", 16: "plif", 40: "plif"}  # by T: few kernel
 @pytest.fixture(autouse=True)
 def few_threads(host, monkeypatch):
     """So that in small problems too a thread sums over several neurons, and takes several."""
-    monkeypatch.setattr(launch, "REDUCE_THREADS", 50)
+    monkeypatch.setattr(launch, "PER_THREAD", 1)
+    monkeypatch.setattr(launch, "REDUCING_BLOCKS", 24)
     monkeypatch.setattr(launch, "WORK_THREADS", 32)
-    monkeypatch.setattr(statistics, "PACKS_PER_THREAD", 2)
-    monkeypatch.setattr(statistics, "COMBINED", 3)
 
 
 def random_options(seed: int) -> dict:
@@ -110,8 +111,7 @@ def test_gradients_of_a_part(host, frozen):
     _, everything = fused(p)
     leaves = p.differentiable
     leaves[frozen] = leaves[frozen].detach()
-    options = dict(mean=p.running_mean, invstd=(p.running_var + p.eps).rsqrt())
-    options |= dict(steps=4, batch_statistics=False) | p.neuron
+    options = dict(table=table(p), steps=4) | p.neuron
     given = {k: leaves[k] for k in ("weight", "bias", "conv_bias")}
     (out,) = ops.bn_neuron(leaves["x"], **given, **options)
     wanted = {k: v for k, v in leaves.items() if v.requires_grad}
@@ -132,44 +132,50 @@ def test_gradients_of_a_part(host, frozen):
 def test_opcheck(options):
     p = random_problem((2, 4, 5, 6), dtype=torch.float32, **dict(steps=4) | options)
     leaves = p.differentiable
-    mean, _, invstd = ops.batch_statistics(p.x, p.eps, 1)
-    torch.library.opcheck(ops.batch_statistics, (p.x, p.eps, 1))
-    norm = (leaves.get("weight"), leaves.get("bias"), mean, invstd, leaves.get("conv_bias"))
-    tau = (leaves.get("learned"), p.neuron.get("reciprocal_tau"))
-    constants = (*tau, 0.8, -0.1, 3.0, "sigmoid", p.steps, p.repeated, p.pool, p.training, 1)
-    torch.library.opcheck(
-        ops.bn_neuron_op, (leaves["x"], *norm, leaves.get("residual"), *constants)
-    )
-    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in (*norm, *constants)]
-    torch.library.opcheck(ops.bn_neuron_backward_op, ([p.grad], p.x, *detached, True))
+    parameters = p.weight, p.bias, p.conv_bias
+    mean, var = ([t.clone()] for t in (p.running_mean, p.running_var))
+    batches = [torch.tensor(3)]
+    training = (p.x, *parameters, mean, var, batches, p.eps, 0.1, 2)
+    torch.library.opcheck(ops.batch_norm, training)
+    torch.library.opcheck(ops.fixed_norm, (*parameters, mean, var, p.eps))
+    constants = (table(p), p.neuron.get("reciprocal_tau"), 0.8, -0.1, 3.0, "sigmoid")
+    constants += (p.steps, p.repeated, p.pool, p.training, 1)
+    names = ("x", "weight", "bias", "conv_bias", "residual", "learned")
+    torch.library.opcheck(ops.bn_neuron_op, (*map(leaves.get, names), *constants))
+    saved = (p.x, constants[0], None, p.learned)
+    for needed in (True, False):
+        torch.library.opcheck(ops.bn_neuron_backward_op, ([p.grad], *saved, *constants[1:], needed))
 
 
 def test_opcheck_of_three_shares(host):
     y = torch.randn(8, 12, 3, 4, requires_grad=True)
-    norm = [torch.rand(12) + 0.5 for _ in range(4)]
-    constants = (None, 0.5, 1.0, 0.0, 4.0, "sigmoid", 4, False, False, True, 3)
-    torch.library.opcheck(ops.bn_neuron_op, (y, *norm, None, None, *constants))
+    weight, bias = torch.rand(2, 12) + 0.5
+    running = ([torch.rand(4) for _ in range(3)] for _ in range(2))
+    batches = [torch.tensor(i) for i in range(3)]
+    norm = (y.detach(), weight, bias, None, *running, batches, 1e-5, 0.1, 1)
+    torch.library.opcheck(ops.batch_norm, norm)
+    made = ops.batch_norm(*norm)
+    constants = (0.5, 1.0, 0.0, 4.0, "sigmoid", 4, False, False, True, 3)
+    torch.library.opcheck(ops.bn_neuron_op, (y, weight, bias, None, None, None, made, *constants))
     grads = [torch.randn(8, 4, 3, 4) for _ in range(3)]
     torch.library.opcheck(
-        ops.bn_neuron_backward_op, (grads, y.detach(), *norm, None, *constants, True)
+        ops.bn_neuron_backward_op, (grads, y.detach(), made, None, None, *constants, True)
     )
 
 
 def test_a_second_derivative_is_refused():
     p = random_problem((2, 4, 5, 6), steps=4, kind="lif", dtype=torch.float64)
     x = p.x.clone().requires_grad_()
-    constants = dict(mean=None, invstd=None, batch_statistics=False, reciprocal_tau=0.5)
-    (y,) = ops.bn_neuron(x, steps=4, **constants)
+    (y,) = ops.bn_neuron(x, steps=4, reciprocal_tau=0.5)
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()
 
 
 def test_refuses_more_than_it_can_index():
-    y = torch.empty(1, 2**16, 2**8, 2**7, device="meta")
-    neuron = launch.Neuron(None, 0.5, 1.0, 0.0, 4.0, "sigmoid")
+    shape = launch.Shape((1, 2**16, 2**8, 2**7), False, torch.float64)
     with pytest.raises(ValueError, match=r"2\^31 - 1 values per time step"):
-        launch.Call(y, launch.Norm(), neuron, 1, False, False)
+        launch.plan(shape, "dense", aligned=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -186,14 +192,22 @@ def test_statistics(host, shape, last, repeats, dtype):
         y[:, 1], y[:, 2] = y[:, 1] + 1000, -3.0
     layout = torch.channels_last if last else torch.contiguous_format
     y = y.to(dtype).contiguous(memory_format=layout)
-    mean, spread, invstd = ops.batch_statistics(y, 1e-5, repeats)
-    if y.numel() > 1000:  # enough for more parts than the last launch takes
-        assert host.launched == ["moments", "combine", "finish"]
+    parameters = weight, bias, conv_bias = torch.randn(3, shape[1]).to(membrane_dtype(dtype))
+    zero, one, batches = torch.zeros_like(bias), torch.ones_like(bias), torch.tensor(6)
+    made = ops.batch_norm(y, *parameters, [zero], [one], [batches], 1e-5, 1.0, repeats)
+    center, scale, shift, invstd = made
+    assert host.launched == ["moments", "batch_norm"]
+    assert batches == 7
     variance, expected = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     unbiased = y.double().repeat(repeats, 1, 1, 1).var((0, 2, 3))
-    unit = torch.finfo(mean.dtype).eps
-    torch.testing.assert_close(mean.double(), expected, rtol=4 * unit, atol=20 * unit)
-    torch.testing.assert_close(spread.double(), unbiased, rtol=1e3 * unit, atol=unit)
-    torch.testing.assert_close(
-        invstd.double(), (variance + 1e-5).rsqrt(), rtol=1e3 * unit, atol=20 * unit
-    )
+    unit = torch.finfo(center.dtype).eps
+    close = partial(torch.testing.assert_close, rtol=1e3 * unit)
+    torch.testing.assert_close(center.double(), expected, rtol=4 * unit, atol=20 * unit)
+    torch.testing.assert_close(zero, center + conv_bias)  # running, with a momentum of 1
+    close(one.double(), unbiased, atol=unit)
+    close(invstd.double(), (variance + 1e-5).rsqrt(), atol=20 * unit)
+    assert torch.equal(scale, weight * invstd)
+    assert torch.equal(shift, bias)
+    fixed = ops.fixed_norm(*parameters, [zero], [one], 1e-5)
+    torch.testing.assert_close(fixed[0], zero - conv_bias)
+    torch.testing.assert_close(fixed[3], (one + 1e-5).rsqrt())

@@ -159,17 +159,20 @@ def test_launches_on_pytorchs_stream_and_device_and_compiles_once(machine, monke
     stream = types.SimpleNamespace(cuda_stream=77, device=CUDA)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     variant = loader.Variant("dense", torch.float16, "LIF", 4, 2)
-    for threads in (256, 257):
-        args = [np.uint64(1), np.float32(2)]
-        loader.LAUNCHERS["cuda"].launch("forward", threads, args, variant=variant, device=CUDA)
+    for blocks in (1, 2):
+        loader.LAUNCHERS["cuda"].launch("forward", blocks, b"a struct", variant, CUDA)
     compiled = [value for what, value in cupy.log if what == "compile"]
     (options,) = compiled
     assert " ".join(options) == (
-        "-std=c++17 -DDTYPE=FLOAT16 -DKIND=LIF -DSTEPS=4 -DVEC=2 -DBLOCK=256 -DSURROGATE=SIGMOID"
+        "-std=c++17 -DDTYPE=FLOAT16 -DKIND=LIF -DSTEPS=4 -DVEC=2 -DBLOCK=256 -DSURROGATE=SIGMOID "
+        "-DLAST=0 -DREPEATED=0 -DSPLITS=1"
     )
     around = [(what, value) for what, value in cupy.log if what not in ("compile", "forward")]
     once = [("enter device", 1), ("enter stream", (77, 1))]
     once += [(what.replace("enter", "exit"), value) for what, value in reversed(once)]
     assert around == once * 2
-    grids = [args[:2] for what, args in cupy.log if what == "forward"]
-    assert grids == [((1,), (256,)), ((2,), (256,))]
+    calls = [args for what, args in cupy.log if what == "forward"]
+    assert [args[:2] for args in calls] == [((1,), (256,)), ((2,), (256,))]
+    for *_, (struct,) in calls:  # CuPy hands on an array of one element by value
+        assert isinstance(struct, np.ndarray) and struct.size == 1
+        assert struct.tobytes() == b"a struct"

@@ -8,7 +8,8 @@ from mask_reference import mask_problem, masks_agree, qk_mask_steps
 
 from qkformer.layers import QKChannelAttention, QKTokenAttention
 from qkformer.neurons import IF, LIF, PLIF
-from qkformer.neurons.cuda import launch, loader
+from qkformer.neurons.cuda import loader
+from qkformer.neurons.cuda import qk_mask as kernels
 from qkformer.neurons.cuda.qk_mask import qk_mask, qk_mask_backward_op, qk_mask_op
 
 KERNELS = ["qk_mask", "qk_mask_backward"]
@@ -31,10 +32,16 @@ ALL = tuple(loader.DTYPES)
 COMBINED = [(*case, t) for case in CASES for t in (ALL if case[0] in (4, 40) else ALL[1:2])]
 
 
+@pytest.fixture(autouse=True)
+def whole_blocks(host, monkeypatch):
+    monkeypatch.setattr(loader, "BLOCK", 256)
+    kernels._teams.cache_clear()
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("T", "heads", "shape", "tau", "dtype"), COMBINED, ids=str)
 def test_agrees_with_its_steps(host, monkeypatch, T, heads, shape, tau, last, dtype):
-    monkeypatch.setattr(launch, "WORK_THREADS", 300)  # one block
+    monkeypatch.setattr(kernels, "WORK_THREADS", 300)  # one block
     tensors = mask_problem((T, *shape), heads, last=last, dtype=dtype)
     out = masks_agree(tensors, heads, tau)
     assert host.launched == KERNELS
@@ -44,7 +51,8 @@ def test_agrees_with_its_steps(host, monkeypatch, T, heads, shape, tau, last, dt
 @pytest.mark.parametrize("enough", [1, 512])
 def test_any_width_of_a_block_will_do(host, monkeypatch, enough):
     """Where there are many neurons, a block takes more of them."""
-    monkeypatch.setattr("qkformer.neurons.cuda.qk_mask.ENOUGH_BLOCKS", enough)
+    monkeypatch.setattr(kernels, "ENOUGH_BLOCKS", enough)
+    kernels._teams.cache_clear()
     q, k, _ = mask_problem((4, 2, 136, 5, 5), None, last=True)
     neuron = dict(reciprocal_tau=0.5, v_threshold=0.5)
     expected = qk_mask_steps(q, k, heads=None, **neuron)
