@@ -7,6 +7,7 @@
 //   -DVEC=    neighbouring elements of a thread, which it reads and writes at once
 //   -DBLOCK=  threads of a block
 //   -DSURROGATE=  SIGMOID or ARCTAN
+//   -DLAST=  1 for channels innermost in memory, where the code depends on it (pooled.cu)
 // They need no header, neither CUDA's nor C++'s, and no warp operations: a thread per neuron, or
 // per VEC of them; qk_mask.cu alone has shared memory and barriers. So the same text is compiled by
 // g++ and tested without a GPU (tests/neurons/cuda); what is special to the device stands under
@@ -101,6 +102,16 @@ __device__ __forceinline__ real times(real a, real b) { return __fmul_rn(a, b); 
 __device__ __forceinline__ real exponential(real a) { return expf(a); }
 __device__ __forceinline__ real square_root(real a) { return sqrtf(a); }
 #endif
+
+// The larger one, or NaN where there is one.
+__device__ __forceinline__ real larger(real a, real b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && DTYPE != FLOAT64
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+    return a;
+#else
+    return a > b || a != a ? a : b;
+#endif
+}
 
 __device__ __forceinline__ unsigned thread_index() {
     return blockIdx.x * blockDim.x + threadIdx.x;

@@ -19,8 +19,10 @@ from qkformer.neurons.reference import membrane_dtype
 
 MAX_SPLITS = 3  # tensors that a kernel writes: of q, k and v
 MAX_UNROLLED = 32  # time steps a kernel is specialised for; beyond, a membrane goes to memory
+MAX_UNROLLED_POOLED = 8
+PACK_BYTES = 16  # the most that a thread reads at once
 REDUCE_THREADS = 1 << 18  # about what fills the largest GPU; each writes one partial sum
-WORK_THREADS = 1 << 16  # bounds the memory of membranes beyond MAX_UNROLLED steps
+WORK_THREADS = 1 << 16  # bounds the memory of membranes beyond these steps
 
 
 class Neuron(NamedTuple):
@@ -84,6 +86,7 @@ class Call:
         self.channels, self.neurons = c, n * c * h * w
         # [B, C, 1] is channels last as well, and faster taken as such
         self.inner = 1 if self.last or h * w == 1 else h * w
+        self.unrolled = MAX_UNROLLED_POOLED if self.pool else MAX_UNROLLED
         if self.splits > MAX_SPLITS:
             raise ValueError(f"the kernels split channels in at most {MAX_SPLITS}: {self.splits}")
         if self.inputs >= 2**31:
@@ -98,9 +101,14 @@ class Call:
         ``run``: elements in memory that belong together; by default those that share a channel,
         or all channels of a share.
         """
-        if self.pool or self.steps > 16:
+        if self.pool:
+            if not self.last:
+                return 1
+            vec = min(4, PACK_BYTES // self.y.element_size())
+        elif self.steps > 16:
             return 1
-        vec = 4 if self.steps <= 8 else 2
+        else:
+            vec = 4 if self.steps <= 8 else 2
         stride = vec * self.y.element_size()
         aligned = all(t is None or t.data_ptr() % stride == 0 for t in tensors)
         if run is None:
@@ -108,9 +116,9 @@ class Call:
         return vec if aligned and run % vec == 0 else 1
 
     def launch(self, family: str, kernel: str, threads: int, args: list, vec: int = 1) -> None:
-        steps = self.steps if self.steps <= MAX_UNROLLED else 0
-        neuron = self.neuron
-        variant = Variant(family, self.y.dtype, neuron.kind, steps, vec, neuron.surrogate)
+        steps = self.steps if self.steps <= self.unrolled else 0
+        neuron, last = self.neuron, self.pool and self.last
+        variant = Variant(family, self.y.dtype, neuron.kind, steps, vec, neuron.surrogate, last)
         device = self.y.device
         LAUNCHERS[device.type].launch(kernel, threads, args, variant=variant, device=device)
 
@@ -131,21 +139,21 @@ class Call:
         ]
 
     def pool_args(self) -> list:
-        height, width = self.y.shape[2:]
-        return [np.uint32(self.channels), np.int32(height), np.int32(width), np.int32(self.last)]
+        return [np.uint32(n) for n in self.y.shape[1:]]
 
     def shape_args(self) -> list:
         sizes = [np.uint32(n) for n in (self.channels, self.inner, self.splits)]
         return [np.int32(self.repeated), *sizes]
 
-    def work(self, threads: int) -> Tensor | None:
-        """Room for the membranes of ``threads`` neurons at a time, where registers have none."""
-        if self.steps <= MAX_UNROLLED:
+    def work(self, threads: int, vec: int = 1) -> Tensor | None:
+        """Room for the membranes of ``threads`` packs at a time, where registers have none."""
+        if self.steps <= self.unrolled:
             return None
-        return self.y.new_empty((2, self.steps, threads), dtype=membrane_dtype(self.y.dtype))
+        shape = (2, self.steps, vec, threads)
+        return self.y.new_empty(shape, dtype=membrane_dtype(self.y.dtype))
 
     def bounded(self, threads: int) -> int:
-        return threads if self.steps <= MAX_UNROLLED else min(threads, WORK_THREADS)
+        return threads if self.steps <= self.unrolled else min(threads, WORK_THREADS)
 
 
 def forward(call: Call, residual: Tensor | None) -> list[Tensor]:
@@ -156,13 +164,13 @@ def forward(call: Call, residual: Tensor | None) -> list[Tensor]:
         return outs
     residual = None if residual is None else like(residual, outs[0])
     tail = call.norm_args() + call.neuron_args()
+    vec = call.vec(y, residual, *outs)
+    packs = call.neurons // vec
     if call.pool:
-        sizes = [np.uint32(call.neurons), np.uint32(call.inputs), np.int32(call.repeated)]
+        sizes = [np.uint32(packs), np.uint32(call.inputs // vec), np.int32(call.repeated)]
         args = [*map(pointer, (y, residual, *outs)), *sizes, *call.pool_args(), *tail]
-        call.launch("pooled", "pooled_forward", call.neurons, args)
+        call.launch("pooled", "pooled_forward", packs, args, vec)
     else:
-        vec = call.vec(y, residual, *outs)
-        packs = call.neurons // vec
         tensors = (y, residual, *padded(outs))
         args = [*map(pointer, tensors), np.uint32(packs), *call.shape_args(), *tail]
         call.launch("dense", "forward", packs, args, vec)
@@ -232,24 +240,27 @@ def pooled_backward(call: Call, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = 1 if call.repeated else call.steps
     grad_max = call.y.new_empty(rows * call.neurons)
     place = call.y.new_empty(rows * call.neurons, dtype=torch.uint8)
-    shares = Shares(call, 1)
-    work = call.work(shares.threads)
+    vec = call.vec(call.y, grad, grad_max)
+    shares = Shares(call, vec)
+    work = call.work(shares.threads, vec)
     args = [pointer(t) for t in (call.y, grad, grad_max, place, shares.partial, work)]
-    sizes = (call.neurons, call.inputs, shares.per_group, shares.threads)
+    sizes = (call.neurons // vec, call.inputs // vec, shares.per_group, shares.threads)
     args += [np.uint32(n) for n in sizes]
     args += [np.int32(call.repeated), *call.pool_args(), *call.norm_args(), *call.neuron_args()]
-    call.launch("pooled", "pooled_backward", shares.threads, args)
+    call.launch("pooled", "pooled_backward", shares.threads, args, vec)
     return grad_max, place, shares.sums()
 
 
 def pooled_gather(call: Call, grad_max: Tensor, place: Tensor, sums: Tensor | None) -> Tensor:
     """Gradient of ``y`` from :func:`pooled_backward`'s."""
     dy = torch.empty_like(call.y)
+    vec = call.vec(call.y, grad_max, dy)
+    packs = call.neurons // vec
     args = [pointer(t) for t in (call.y, grad_max, place, dy, sums)]
-    args += [reciprocal_count(call), np.uint32(call.neurons), np.uint32(call.inputs)]
+    args += [reciprocal_count(call), np.uint32(packs), np.uint32(call.inputs // vec)]
     rows = 1 if call.repeated else call.steps
     args += [np.int32(rows), *call.pool_args(), *call.norm_args()]
-    call.launch("pooled", "pooled_gather", call.inputs, args)
+    call.launch("pooled", "pooled_gather", packs, args, vec)
     return dy
 
 

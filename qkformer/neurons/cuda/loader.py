@@ -31,6 +31,7 @@ class Variant(NamedTuple):
         steps: T, or 0 for a T that is known at launch only.
         vec: neighbouring neurons of a thread.
         surrogate: "sigmoid" or "arctan".
+        last: channels are innermost in memory; of the family "pooled" only.
     """
 
     family: str
@@ -39,13 +40,14 @@ class Variant(NamedTuple):
     steps: int
     vec: int
     surrogate: str = "sigmoid"
+    last: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
         """For the compiler, NVRTC or g++."""
         defines = {"DTYPE": DTYPES[self.dtype], "KIND": self.kind}
         defines |= {"STEPS": self.steps, "VEC": self.vec, "BLOCK": BLOCK}
-        defines["SURROGATE"] = self.surrogate.upper()
+        defines |= {"SURROGATE": self.surrogate.upper(), "LAST": int(self.last)}
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()))
 
 

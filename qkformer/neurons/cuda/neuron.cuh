@@ -34,23 +34,25 @@ struct Past {
     __device__ __forceinline__ real& h(int t, int lane) { return h_[t][lane]; }
     __device__ __forceinline__ real& drive(int t, int lane) { return drive_[t][lane]; }
 #else
-    real* work;  // [2, T, threads]: too long for registers; VEC is 1
-    size_t threads, planes;
+    real* work;  // [2, T, LANES, threads]: too long for registers
+    unsigned threads, steps;
     __device__ Past(real* work, unsigned thread, unsigned threads, int steps)
-        : work(work + thread), threads(threads), planes((size_t)steps * threads) {}
-    __device__ __forceinline__ real& h(int t, int) { return work[t * threads]; }
-    __device__ __forceinline__ real& drive(int t, int) { return work[planes + t * threads]; }
+        : work(work + thread), threads(threads), steps(steps) {}
+    __device__ __forceinline__ real& h(unsigned t, int lane) {
+        return work[(size_t)(t * LANES + lane) * threads];
+    }
+    __device__ __forceinline__ real& drive(unsigned t, int lane) { return h(steps + t, lane); }
 #endif
 };
 
 // current(t, real x[LANES]) fills in the currents of step t; fired(t, bool s[LANES]) takes the
 // spikes.
-template <int LANES = VEC, class Current, class Fired>
+template <int LANES = VEC, int UNROLL = STEPS ? STEPS : 1, class Current, class Fired>
 __device__ __forceinline__ void run(const Neuron& neuron, int steps, Current current, Fired fired) {
     real v[LANES];
 #pragma unroll
     for (int lane = 0; lane < LANES; ++lane) v[lane] = neuron.reset;
-#pragma unroll
+#pragma unroll UNROLL
     for (int t = 0; t < TIME_STEPS; ++t) {
         real x[LANES], drive;
         bool spikes[LANES];
