@@ -150,27 +150,32 @@ extern "C" __global__ void pooled_forward(const Pack* __restrict__ y,
         });
 }
 
-// The windows' maxima of all time steps, put in from the last to the first by a rolled loop: in
-// registers, or where their gradient will be.
-struct Maxima {
+// A pack of each time step: in registers, or in memory where there are too many.
+template <class Pointer>
+struct Series {
+    Pointer memory;
+    unsigned packs;
 #if STEPS
     Pack pack[STEPS];
-    __device__ Maxima(Pack*, unsigned) {}
+    __device__ __forceinline__ Pack get(int t) const { return pack[t]; }
+    __device__ __forceinline__ void load() {
+#pragma unroll
+        for (int t = 0; t < STEPS; ++t) pack[t] = memory[(size_t)t * packs];
+    }
+    // From the last to the first by a rolled loop, in which registers have no index.
     __device__ __forceinline__ void put(int, const Pack& first) {
 #pragma unroll
         for (int t = STEPS - 1; t > 0; --t) pack[t] = pack[t - 1];
         pack[0] = first;
     }
-    __device__ __forceinline__ Pack get(int t) const { return pack[t]; }
 #else
-    Pack* pack;
-    unsigned packs;
-    __device__ Maxima(Pack* grad_max, unsigned packs) : pack(grad_max), packs(packs) {}
-    __device__ __forceinline__ void put(unsigned t, const Pack& max) {
-        pack[(size_t)t * packs] = max;
+    __device__ __forceinline__ Pack get(unsigned t) const { return memory[(size_t)t * packs]; }
+    __device__ __forceinline__ void load() {}
+    __device__ __forceinline__ void put(unsigned t, const Pack& pack) {
+        memory[(size_t)t * packs] = pack;
     }
-    __device__ __forceinline__ Pack get(unsigned t) const { return pack[(size_t)t * packs]; }
 #endif
+    __device__ Series(Pointer memory, unsigned packs) : memory(memory), packs(packs) {}
 };
 
 // Gradient at the windows' maxima, [T or 1, B, C, H', W'], their places, and BatchNorm's sums:
@@ -194,7 +199,8 @@ extern "C" __global__ void pooled_backward(
         const Pixel pixel = pooled.pixel(e, share.group);
         const Window window(image, pixel);
         const unsigned i = pooled.at(pixel);
-        Maxima maxima(grad_max + i, packs);
+        Series maxima(grad_max + i, packs);  // in memory until their gradient takes its place
+        Series grads(grad + i, packs);
         const Pack* row = y + (size_t)last * inputs;
 #pragma unroll 1
         for (int t = last; t >= 0; --t, row -= inputs) {
@@ -202,6 +208,7 @@ extern "C" __global__ void pooled_backward(
             maxima.put(t, pool.max(row, window, places));
             place_of_max[(size_t)t * packs + i] = places;
         }
+        grads.load();
         record(neuron, steps, past,
                [&](int t, real* x) { pool.currents(maxima.get(repeated ? 0 : t), x); });
         real total[VEC];
@@ -209,7 +216,7 @@ extern "C" __global__ void pooled_backward(
         for (int lane = 0; lane < VEC; ++lane) total[lane] = 0;
         backpropagate(neuron, steps, past, sums.tau,
             [&](int t, real* g) {
-                const Pack pack = grad[(size_t)t * packs + i];
+                const Pack pack = grads.get(t);
 #pragma unroll
                 for (int lane = 0; lane < VEC; ++lane) g[lane] = widen(pack.lane[lane]);
             },
