@@ -5,7 +5,11 @@ import functools
 import importlib.util
 from pathlib import Path
 
+from qkformer.neurons.cuda import loader
+
 FOLDERS = {12: "nvidia.cuda_nvrtc", 13: "nvidia.cu13"}  # of nvidia-cuda-nvrtc-cu12, -nvrtc
+# What CuPy 14 adds to our options; 12 and 13 add no more.
+CUPYS_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 
 
 @functools.cache
@@ -22,6 +26,12 @@ def load(major: int) -> ctypes.CDLL | None:
                 ctypes.CDLL(str(builtins))  # which NVRTC opens by name, and would not find
             return ctypes.CDLL(str(path))
     return None
+
+
+def compile_variant(nvrtc: ctypes.CDLL, variant: loader.Variant, arch: str) -> bytes:
+    """The machine code of a variant's kernels, by the options that CuPy would give."""
+    options = (*variant.options, *CUPYS_OPTIONS, f"--gpu-architecture={arch}")
+    return compile_source(nvrtc, loader.source(variant.family), options)
 
 
 def compile_source(nvrtc: ctypes.CDLL, source: str, options: tuple[str, ...]) -> bytes:

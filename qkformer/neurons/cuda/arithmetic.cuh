@@ -140,3 +140,13 @@ __device__ __forceinline__ real exponential(real a) { return __expf(a); }
 __device__ __forceinline__ real quotient(real a, real b) { return a / b; }
 __device__ __forceinline__ real exponential(real a) { return exp(a); }
 #endif
+
+// The larger one, or NaN where there is one.
+__device__ __forceinline__ real larger(real a, real b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && DTYPE != FLOAT64
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+    return a;
+#else
+    return a > b || a != a ? a : b;
+#endif
+}

@@ -33,6 +33,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Arguments a) {
     share.read(norm, a);
     const size_t step = a.packs / SPLITS;
     Pack* const spiked = share.of(a.made);
+#pragma unroll 1
     for (unsigned e = share.first; e < share.count; e += share.stride) {
         const unsigned at = share.output(e);
         const Rows<REPEATED> y(a.y + share.at(e), a.packs);
@@ -86,6 +87,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) reduce(const Arguments a)
     share.read(norm, a);
     ThreadSums sums;
     Past<> past(a);
+#pragma unroll 1
     for (unsigned e = share.first; e < share.count; e += share.stride)
         both_ways(a, neuron, share, norm, past, e, sums.tau(),
                   [&](int, const real* dz, const Pack& y) {
@@ -105,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) backward(const Arguments 
     share.read(norm, a);
     share.read(norm_gradient, a);
     Past<> past(a);
+#pragma unroll 1
     for (unsigned e = share.first; e < share.count; e += share.stride) {
         Pack* const dy = a.made[0] + share.at(e);
         real total[VEC], grad_tau = 0;

@@ -20,11 +20,13 @@ from qkformer.neurons.reference import membrane_dtype
 
 MAX_SPLITS = 3  # tensors that a kernel writes: of q, k and v
 MAX_UNROLLED = 32  # time steps a kernel is specialised for; beyond, a membrane goes to memory
+MAX_UNROLLED_POOLED = 8
 MOST_BYTES = 16  # that a thread reads at once
 TILE = 32  # groups of channels that a block has at most, where channels are last
 PER_THREAD = 4  # packs, where there are enough
 REDUCING_BLOCKS = 1056  # eight on each multiprocessor of the largest GPU; each writes a part
-WORK_THREADS = 1 << 16  # bounds the memory of membranes beyond MAX_UNROLLED steps
+WORK_THREADS = 1 << 16  # bounds the memory of membranes beyond these steps
+KEEPING = ("reduce", "backward", "pooled_backward")  # kernels that go through time in reverse
 
 
 class Neuron(NamedTuple):
@@ -108,7 +110,7 @@ def plan(shape: Shape, family: str, aligned: bool) -> Plan:
     # [B, C, 1, 1] is channels last as well, and faster taken as such
     last = shape.last or height * width == 1
     run = channels // shape.splits if last else pixels
-    most = values_at_once(shape) if aligned and not shape.pool else 1
+    most = values_at_once(shape) if aligned else 1
     vec = next(vec for vec in (8, 4, 2, 1) if vec <= most and run % vec == 0)
     if values // vec >= 2**31:
         raise ValueError(
@@ -120,12 +122,12 @@ def plan(shape: Shape, family: str, aligned: bool) -> Plan:
     tile = _tile(groups) if last else 1
     tiles = -(-groups // tile)
     slices = loader.BLOCK // tile
-    most = WORK_THREADS // loader.BLOCK if shape.steps > MAX_UNROLLED else 2**31
+    steps = shape.steps if shape.steps <= unrolled(shape) else 0
+    most = 2**31 if steps else WORK_THREADS // loader.BLOCK
     parts = _at_most(-(-packs // (groups * slices * PER_THREAD)), most // tiles)
     reducing = _at_most(
         packs // (groups * slices * PER_THREAD), min(REDUCING_BLOCKS, most) // tiles
     )
-    steps = shape.steps if shape.steps <= MAX_UNROLLED else 0
     sizes = (shape.steps, packs, groups, packs // (groups * rows), tile, tiles)
     return Plan(
         Variant(
@@ -139,9 +141,16 @@ def plan(shape: Shape, family: str, aligned: bool) -> Plan:
 
 
 def values_at_once(shape: Shape) -> int:
-    """How many a thread reads at most; fewer where it keeps many steps."""
+    """How many a thread reads at most; fewer where it keeps many steps, or whole windows."""
+    if shape.pool:
+        return min(4, MOST_BYTES // shape.dtype.itemsize) if shape.last else 1
     by_steps = next((n for n, most in ((8, 4), (4, 8), (2, 16)) if shape.steps <= most), 1)
     return min(by_steps, MOST_BYTES // shape.dtype.itemsize)
+
+
+def unrolled(shape: Shape) -> int:
+    """How many time steps the kernels may be specialised for."""
+    return MAX_UNROLLED_POOLED if shape.pool else MAX_UNROLLED
 
 
 def _tile(groups: int) -> int:
@@ -207,7 +216,7 @@ class Call:
     ) -> None:
         """See Arguments in norm.cuh; ``gradients`` is the table that :func:`sums` gives."""
         blocks, sizes = grid
-        work = self.work(blocks) if kernel != "forward" else None
+        work = self.work(plan, blocks) if kernel in KEEPING else None
         argument = _STRUCTS[self.real].pack(
             self.y.data_ptr(), *_three(given), *_three(made), pointer(places), pointer(partial),
             pointer(work), *self._norm(), *rows(gradients, 4, 2), pointer(self.neuron.learned),
@@ -221,11 +230,12 @@ class Call:
             return 0, 0, pointer(self.conv_bias)
         return rows(self.table, 0, 3)
 
-    def work(self, blocks: int) -> Tensor | None:
+    def work(self, plan: Plan, blocks: int) -> Tensor | None:
         """Room for the membranes of all threads, where registers have none."""
-        if self.steps <= MAX_UNROLLED:
+        if plan.variant.steps:
             return None
-        return self.y.new_empty((2, self.steps, blocks * loader.BLOCK), dtype=self.real)
+        threads = blocks * loader.BLOCK
+        return self.y.new_empty((2, self.steps, plan.variant.vec, threads), dtype=self.real)
 
     def partial(self, plan: Plan) -> Tensor:
         """Room for the parts of sums over channels."""
@@ -271,21 +281,17 @@ def pooled_backward(call: Call, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_max = grad.new_empty(windows)
     places = grad.new_empty(windows, dtype=torch.uint8)
     partial = call.partial(plan)
-    made = dict(given=[grad], made=[grad_max], places=places, partial=partial)
-    call.launch("pooled_backward", plan, plan.reducing, **made)
+    tensors = dict(given=[grad], made=[grad_max], places=places, partial=partial)
+    call.launch("pooled_backward", plan, plan.reducing, **tensors)
     return grad_max, places, partial
 
 
 def pooled_gather(call: Call, grad_max: Tensor, places: Tensor, gradients: Tensor | None) -> Tensor:
     """Gradient of ``y`` from :func:`pooled_backward`'s; ``gradients`` as for :func:`backward`."""
-    y = call.y
-    dy = torch.empty_like(y)
+    dy = torch.empty_like(call.y)
     plan = call.plan(dy, grad_max)
-    _, sizes = plan.grid
-    values = y.numel() if call.repeated else y.numel() // call.steps
-    grid = (-(-values // loader.BLOCK), sizes)
-    made = dict(given=[grad_max], made=[dy], places=places, gradients=gradients)
-    call.launch("pooled_gather", plan, grid, **made)
+    tensors = dict(given=[grad_max], made=[dy], places=places, gradients=gradients)
+    call.launch("pooled_gather", plan, plan.grid, **tensors)
     return dy
 
 

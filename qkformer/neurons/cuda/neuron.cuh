@@ -37,26 +37,28 @@ struct Past {
     __device__ __forceinline__ real& h(int t, int lane) { return h_[t][lane]; }
     __device__ __forceinline__ real& drive(int t, int lane) { return drive_[t][lane]; }
 #else
-    real* work;  // [2, T, threads]: too long for registers; VEC is 1
-    size_t threads, planes;
+    real* work;  // [2, T, LANES, threads]: too long for registers
+    unsigned threads, steps;
     template <class Arguments>
     __device__ explicit Past(const Arguments& a)
         : work(a.work + blockIdx.x * BLOCK + threadIdx.x),
           threads(gridDim.x * BLOCK),
-          planes(a.steps * threads) {}
-    __device__ __forceinline__ real& h(int t, int) { return work[t * threads]; }
-    __device__ __forceinline__ real& drive(int t, int) { return work[planes + t * threads]; }
+          steps(a.steps) {}
+    __device__ __forceinline__ real& h(unsigned t, int lane) {
+        return work[(size_t)(t * LANES + lane) * threads];
+    }
+    __device__ __forceinline__ real& drive(unsigned t, int lane) { return h(steps + t, lane); }
 #endif
 };
 
 // current(t, real x[LANES]) fills in the currents of step t; fired(t, bool s[LANES]) takes the
 // spikes.
-template <int LANES = VEC, class Current, class Fired>
+template <int LANES = VEC, int UNROLL = STEPS ? STEPS : 1, class Current, class Fired>
 __device__ __forceinline__ void run(const Neuron& neuron, int steps, Current current, Fired fired) {
     real v[LANES];
 #pragma unroll
     for (int lane = 0; lane < LANES; ++lane) v[lane] = neuron.reset;
-#pragma unroll
+#pragma unroll UNROLL
     for (int t = 0; t < TIME_STEPS; ++t) {
         real x[LANES], drive;
         bool spikes[LANES];
@@ -98,7 +100,7 @@ __device__ __forceinline__ real surrogate(const Neuron& neuron, real gradient, r
         return quotient(gradient * (neuron.alpha / 2), 1 + scaled * scaled);
     }
     const real sigmoid = quotient(1, 1 + exponential(-neuron.alpha * above));
-    return gradient * (1 - sigmoid) * sigmoid * neuron.alpha;
+    return gradient * ((sigmoid - sigmoid * sigmoid) * neuron.alpha);
 }
 
 // From the last step to the first: gradient(t, real g[LANES]) fills in that of the spikes,

@@ -21,7 +21,8 @@ def operator(
         mutates: the arguments that the function writes to.
 
     Returns:
-        Decorator of a function with type hints, for any device, that returns none of its arguments. It has no gradient unless :func:`differentiable` gives it one.
+        Decorator of a function with type hints, for any device, that returns none of its arguments.
+        It has no gradient unless :func:`differentiable` gives it one.
     """
 
     def register(function: Callable) -> torch._ops.OpOverload:

@@ -1,4 +1,4 @@
-"""BatchNorm's tables: of each channel the map in front of the neuron, and the parameters' gradients."""
+"""BatchNorm's tables, [C] in a row: the map in front of the neuron; gradients of its parameters."""
 
 import math
 import struct
@@ -10,12 +10,11 @@ from torch import Tensor
 from qkformer.neurons.cuda import launch, loader
 from qkformer.neurons.cuda.launch import MAX_SPLITS, pointer
 from qkformer.neurons.cuda.loader import Variant
-from qkformer.neurons.reference import membrane_dtype
 
 COLUMNS = 32  # channels of a block that puts sums together, in tables.cu
 NORM_ROWS = 4  # center, scale, shift, 1 / sqrt(variance + eps)
-# of the gradients: bias, weight, 1 / tau, the convolution's bias; mean of dz, and of dz * (y - mean)
-# over the variance
+# of bias, weight, 1 / tau and the convolution's bias; the means of dz, and of dz * (y - center) over
+# the variance
 GRADIENT_ROWS = 6
 _STRUCTS = {  # TableArguments in tables.cu
     torch.float32: struct.Struct("15P4f3I0P"),

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from fused_reference import agree, fused, margin, plain, random_problem, table
+from torch.nn import functional as F
 
 from qkformer.neurons.cuda import launch, loader, ops
 from qkformer.neurons.reference import membrane_dtype
@@ -76,6 +77,36 @@ def test_the_first_of_equal_maxima_takes_the_gradient():
         layout = torch.channels_last if last else torch.contiguous_format
         p.x = (p.x / 4).round().contiguous(memory_format=layout)
         torch.testing.assert_close(fused(p), plain(p))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("steps", [4, 16])
+def test_maxima_are_where_pytorch_finds_them(steps, last):
+    """With ties, infinities and NaNs; where the weight is negative, zero or NaN too."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(steps * 2, 8, 7, 10, generator=generator) * 2).round() / 2
+    for value in (float("nan"), float("inf"), -float("inf")):
+        x[:, :7][torch.rand(x[:, :7].shape, generator=generator) < 0.04] = value
+    weight = torch.tensor([1.0, -1.5, 0.0, 0.7, -0.3, 2.0, float("nan"), -0.0])
+    mean, var, bias = (torch.full((8,), value) for value in (0.25, 16.0, 0.25))
+    z = F.batch_norm(x, mean, var, weight, bias, eps=0.0)
+    _, index = F.max_pool2d(z, 3, 2, 1, return_indices=True)
+
+    layout = torch.channels_last if last else torch.contiguous_format
+    norm = ops.fixed_norm(weight, bias, None, [mean], [var], 0.0)
+    neuron = launch.Neuron(None, 0.5, 1.0, 0.0, 4.0)
+    x = x.contiguous(memory_format=layout)
+    call = launch.Call(x, norm, None, neuron, steps, False, True)
+    grad = torch.ones(index.shape).contiguous(memory_format=layout)
+    grad_max, place, partial = launch.pooled_backward(call, grad)
+    grad_max, place = (t.as_strided(grad.shape, grad.stride()) for t in (grad_max, place.long()))
+    h = 2 * torch.arange(grad.shape[2])[:, None] - 1 + place // 3
+    w = 2 * torch.arange(grad.shape[3]) - 1 + place % 3
+    assert torch.equal(h * x.shape[3] + w, index)
+    centered = (x - 0.25).flatten(2).gather(2, index.flatten(2)).view_as(grad)
+    expected = (grad_max * centered)[:, 7].sum()
+    assert expected.abs() > 0.1
+    torch.testing.assert_close(partial.sum(1)[1, 7], expected)
 
 
 def test_layouts_of_gradients_and_outputs():

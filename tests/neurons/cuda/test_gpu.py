@@ -60,7 +60,8 @@ def test_neurons_agree_with_the_reference(name, T, dtype):
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("steps", [4, 40])
 def test_fused_kernels_agree_with_the_modules(steps, pool, last, dtype):
-    for shape, repeated in (((3, 24, 14, 14), False), ((2, 5, 9, 7), True)):
+    shapes = {(3, 24, 14, 14): False, (2, 8, 9, 7): False, (2, 5, 9, 7): True}
+    for shape, repeated in shapes.items():
         p = random_problem(
             shape, steps=steps, kind="plif", dtype=dtype, last=last, repeated=repeated, pool=pool
         )
