@@ -116,15 +116,16 @@ def saved_for_backward(step: Step) -> int:
     return sum(size for pointer, size in storages.items() if pointer not in parameters)
 
 
-def kernel_launches(step: Step) -> int:
-    """What a step starts on the GPU: kernels and copies."""
+def launched(step: Step) -> dict[str, list[float]]:
+    """What a step starts on the GPU, kernels and copies: seconds of each launch, by name."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
         torch.cuda.synchronize()
-    return sum(
-        event.device_type == DeviceType.CUDA and not event.is_user_annotation
-        for event in profiler.events()
-    )
+    found: dict[str, list[float]] = {}
+    for event in profiler.events():
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            found.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
+    return found
 
 
 def cpu_peaks(
@@ -157,7 +158,7 @@ def _costs(step: Step, device: torch.device, items: int, *, graphed: bool) -> di
     if not graphed:
         costs["saved_mib"] = saved_for_backward(step) / MIB
     if device.type == "cuda":
-        costs["launches"] = kernel_launches(step)
+        costs["launches"] = sum(map(len, launched(step).values()))
         energy = joules(step, device)
         if energy is not None:
             costs["joules"] = energy / items

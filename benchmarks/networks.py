@@ -1,7 +1,7 @@
 """Steps of whole networks: SpikingJelly's QKFormer and ours, in training and in inference."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,10 @@ class Setting:
         """The model without weights, to ask for T and the shape of the input."""
         with torch.device("meta"):
             return qkformer.create_model(self.model, **self.model_args)
+
+    def at(self, size: int | None) -> "Setting":
+        """With images of so many pixels; of the model's own for None."""
+        return replace(self, size=size or self.defaults().default_cfg["input_size"][-1])
 
     def label(self) -> str:
         T = self.defaults().T

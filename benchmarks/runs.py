@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -89,11 +89,10 @@ def _batches(options: argparse.Namespace) -> Iterator[int]:
 def _setting(options: argparse.Namespace, batch: int, device: torch.device) -> Setting:
     setting = Setting(
         model=options.model,
-        size=options.size,
+        size=0,
         batch=batch,
         precision=options.precision,
         device=device,
         model_args=yaml.safe_load(options.model_args),
     )
-    own_size = setting.defaults().default_cfg["input_size"][-1]
-    return replace(setting, size=options.size or own_size)
+    return setting.at(options.size)
