@@ -3,7 +3,8 @@
 Our kernels are counted by their launcher, at the sizes that a GPU would see; of PyTorch every
 operation that computes or copies counts as one launch, the gradient of a convolution as one for
 each gradient it gives. PyTorch's own may take several (cuDNN's conversions of layout, sums in two
-steps), so a profile on a GPU shows more. Forward, cross-entropy and backward; without optimizer.
+steps), so a profile on a GPU shows more. Forward under autocast, cross-entropy and backward, all
+tensors contiguous; without optimizer.
 """
 
 import argparse
@@ -73,23 +74,15 @@ def training_step(model: nn.Module, x: Tensor) -> Counter[str]:
     return launches.counted
 
 
-def published(name: str, *, batch: int, last: bool) -> tuple[Counter[str], Counter[str]]:
-    """Of a registered model at its published size: our kernels, PyTorch's operations.
-
-    Args:
-        name: Of ``PUBLISHED_SIZE``.
-        batch: Samples.
-        last: Convolutions in channels_last.
-    """
+def published(name: str, *, batch: int) -> tuple[Counter[str], Counter[str]]:
+    """Of a registered model at its published size: our kernels, PyTorch's operations."""
     size, T = PUBLISHED_SIZE[name]
-    layout = torch.channels_last if last else torch.preserve_format
     with null_launcher("meta") as launcher:
         with torch.device("meta"):
             model = qkformer.create_model(name, T=T, backend="cupy").train()
             frames = (T,) if model.in_chans == 2 else ()
             x = torch.empty(batch, *frames, model.in_chans, size, size)
-        others = training_step(model.to(memory_format=layout), x)
-    return launcher.launched, others
+        return launcher.launched, training_step(model, x)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -97,14 +90,13 @@ def main(arguments: list[str] | None = None) -> None:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--model", nargs="+", choices=PUBLISHED_SIZE, default=list(PUBLISHED_SIZE))
     made.add_argument("--batch", type=int, default=32)
-    made.add_argument("--channels_last", action="store_true")
     options = made.parse_args(arguments)
     print(
         "| launches per step | all | ours | PyTorch's | ours, by kernel | PyTorch's, by operation |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for name in options.model:
-        ours, others = published(name, batch=options.batch, last=options.channels_last)
+        ours, others = published(name, batch=options.batch)
         totals = (ours.total() + others.total(), ours.total(), others.total())
         print(f"| {' | '.join(map(str, (name, *totals, _listed(ours), _listed(others))))} |")
 

@@ -159,7 +159,8 @@ def as_graph(step: Step) -> Step:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # the stream twice: where recording fails, torch.cuda.graph does not leave its own
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
         step()
     return graph.replay
 

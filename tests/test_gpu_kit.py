@@ -77,6 +77,7 @@ def test_kernels_are_counted_and_measured_by_their_own_bytes(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     calls = importlib.import_module("benchmarks.gpu.calls")
     null = importlib.import_module("benchmarks.null_launcher")
+    names = importlib.import_module("benchmarks.gpu.options")
     x = torch.zeros(2, 1, 8, 64, 64, requires_grad=True)
     with null.null_launcher("cpu") as launcher:
         layer = ConvBNNeuron(8, 8, pool="before", neuron=LIF(backend="cupy"))
@@ -84,15 +85,19 @@ def test_kernels_are_counted_and_measured_by_their_own_bytes(monkeypatch):
             for _ in range(2):
                 layer(x).square().sum().backward()
         found = {call.operation._schema.name.split("::")[1]: call for call in counting.counted}
+        statistics, *_ = found
         dy, *_ = found["bn_neuron_backward"].on(torch.device("cpu"))()
     assert launcher.launched["pooled_forward"] == 2
     assert launcher.launched["pooled_backward"] == launcher.launched["pooled_gather"] == 3
+    assert launcher.launched.keys() <= names.KERNELS
+    assert names.kernel("void pooled_gather(Arguments)") == "pooled_gather"
+    assert names.kernel("void at::native::reduce_kernel<512>()") is None
     assert set(counting.counted.values()) == {2}
     assert dy.shape == (2, 8, 64, 64)
     per_value = {
         kernel: found[operation].least(kernel, written * x.numel()) / x.numel()
         for kernel, operation, written in (
-            ("moments", "batch_statistics", 0),
+            ("moments", statistics, 0),
             ("pooled_forward", "bn_neuron", 1),
             ("pooled_backward", "bn_neuron_backward", 4),
             ("pooled_gather", "bn_neuron_backward", 4),
@@ -102,4 +107,4 @@ def test_kernels_are_counted_and_measured_by_their_own_bytes(monkeypatch):
     expected = {"moments": 4, "pooled_forward": 5, "pooled_backward": 5 + windows}
     assert per_value == pytest.approx(expected | {"pooled_gather": 8 + windows}, rel=0.01)
     assert str(found["bn_neuron"]) == "pool" and found["bn_neuron"].shape == "8,64,64"
-    assert found["bn_neuron"].least("finish", 0) is None
+    assert found["bn_neuron"].least("no such kernel", 0) is None

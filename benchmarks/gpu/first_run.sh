@@ -117,7 +117,7 @@ counters() {
     local counted=()
     with ncu && counted=(ncu --clock-control none --csv --section SpeedOfLight --section Occupancy
         --section WarpStateStats --section LaunchStats --launch-count 80 --log-file "$OUT/ncu.csv"
-        --kernel-name 'regex:^(forward|reduce|backward|moments|combine|finish|pooled_.*|qk_mask.*)$')
+        --kernel-name 'regex:^(forward|reduce|backward|moments|batch_norm|gradients|pooled_.*|qk_mask.*)$')
     step 150 ncu "${counted[@]}" $PYTHON -m benchmarks.gpu.kernels $MODE --once --batch 32 \
         --dtypes fp16 --layouts cl "${tiny[@]}"
 }

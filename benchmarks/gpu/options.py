@@ -11,10 +11,9 @@ from qkformer.neurons.cuda import loader
 
 LAYOUTS = {"cl": True, "c": False}  # channels_last, contiguous
 TINY = {"embed_dim": 128, "num_heads": 2}  # arguments of a model that a CPU can do
+KERNEL = r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("  # its name in the source
 KERNELS = frozenset(
-    name
-    for family in loader.FAMILIES
-    for name in re.findall(r"__global__ void\s+(\w+)\(", loader.source(family))
+    name for family in loader.FAMILIES for name in re.findall(KERNEL, loader.source(family))
 )
 
 
