@@ -86,23 +86,20 @@ def published(name: str, *, batch: int) -> tuple[Counter[str], Counter[str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print a table."""
+    """Print the table of benchmarks/README.md, and what is in it by name."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--model", nargs="+", choices=PUBLISHED_SIZE, default=list(PUBLISHED_SIZE))
     made.add_argument("--batch", type=int, default=32)
     options = made.parse_args(arguments)
-    print(
-        "| launches per step | all | ours | PyTorch's | ours, by kernel | PyTorch's, by operation |"
-    )
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name in options.model:
-        ours, others = published(name, batch=options.batch)
+    counts = {name: published(name, batch=options.batch) for name in options.model}
+    print("| launches per step | all | our kernels | PyTorch's operations |")
+    print("| --- | --- | --- | --- |")
+    for name, (ours, others) in counts.items():
         totals = (ours.total() + others.total(), ours.total(), others.total())
-        print(f"| {' | '.join(map(str, (name, *totals, _listed(ours), _listed(others))))} |")
-
-
-def _listed(counted: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counted.most_common())
+        print(f"| {name} | {' | '.join(map(str, totals))} |")
+    for name, parts in counts.items():
+        for counted in parts:
+            print(f"{name}: {', '.join(f'{n} {what}' for what, n in counted.most_common())}")
 
 
 if __name__ == "__main__":
