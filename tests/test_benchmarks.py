@@ -3,12 +3,9 @@
 import importlib
 import json
 import shlex
-import sys
-import time
 import weakref
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,31 +95,6 @@ def test_what_has_no_peer_says_so(tmp_path):
     assert "### train\n\nNot measured on this machine." in table
 
 
-def contenders(model: str, device: str, step: str, **differing):
-    networks = module("networks")
-    setting = networks.Setting(model, 224, 1, "fp16", torch.device(device), **differing)
-    options = dict(compiled=False, folded=step == "inference_step")
-    return module("contenders").contenders(setting, getattr(networks, step), **options)
-
-
-@pytest.mark.parametrize("step", ["training_step", "inference_step"])
-def test_a_gpu_has_rows_of_its_own(step):
-    names = {
-        device: [contender.name for contender in contenders("qkformer_10_384", device, step)]
-        for device in ("cpu", "cuda")
-    }
-    what = {"training_step": "with AdamW", "inference_step": "folded"}[step]
-    assert f"ours, torch, channels_last, {what}" in names["cpu"] or step == "inference_step"
-    assert not any("graph" in name for name in names["cpu"])
-    assert sum("cupy" in name for name in names["cpu"]) == 1
-    # what holds a graph's memory comes last, the largest behind all others
-    *_, ours, peer = names["cuda"]
-    assert ours.startswith("ours, cupy, ") and ours.endswith("channels_last, CUDA graph") == (
-        step == "inference_step"
-    )
-    assert peer.startswith("SpikingJelly") and peer.endswith("CUDA graph")
-
-
 def test_networks_that_onednn_would_corrupt_are_not_measured():
     """See SampledConv2d, which ours have: 4 channels, channels last, trained on a CPU."""
     networks = module("networks")
@@ -164,49 +136,20 @@ def test_what_does_not_fit_beside_the_others_is_not_measured():
     assert rows[1]["not_measured"] == rows[2]["not_measured"] == "CUDA out of memory."
 
 
-def test_a_graph_gives_way_to_what_does_not_fit_beside_it():
-    measure = module("measure")
-
-    class Full:
-        """Runs out of memory in its second call, as long as the graph is there."""
-
-        def __init__(self):
-            self.calls = 0
-
-        def __call__(self):
-            self.calls += 1
-            if self.calls == 2:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-
+def test_ours_are_compared_with_the_fastest_peer_too(monkeypatch):
+    measure, report = module("measure"), module("report")
+    seconds = {"peer": [4.0, 8.0], "peer, faster": [2.0, 4.0], "ours": [1.0, 1.0]}
+    monkeypatch.setattr(measure, "_timed_in_turns", lambda *_: (seconds, seconds))
     contenders = [
-        measure.Contender("small", lambda: lambda: None),
-        measure.Contender("full", Full),
-        measure.Contender("graph", lambda: lambda: None, graphed=True),
+        measure.Contender(name, lambda: lambda: None, peer=name != "ours") for name in seconds
     ]
-    rows = measure.compare(contenders, torch.device("cpu"), repeats=2, items=1, memory=False)
-    assert ["seconds" in row for row in rows] == [True, True, False]
-    assert rows[2]["not_measured"] == "CUDA out of memory."
-
-
-def test_ours_are_compared_with_the_fastest_peer_too():
-    measure = module("measure")
-
-    def busy(milliseconds):
-        return partial(partial, time.sleep, milliseconds / 1e3)
-
-    contenders = [
-        measure.Contender("peer", busy(20), peer=True),
-        measure.Contender("peer, faster", busy(10), peer=True),
-        measure.Contender("ours", busy(5)),
-    ]
-    rows = measure.compare(contenders, torch.device("cpu"), repeats=3, items=1, memory=False)
-    assert [row["peer_ratio"]["median"] for row in rows][1] == 1
-    assert 0.2 < rows[0]["peer_ratio"]["median"] < 1 < rows[2]["peer_ratio"]["median"] < 4
-    assert rows[2]["ratio"]["median"] > rows[2]["peer_ratio"]["median"]
-    table = module("report").comparison("train", rows)
-    assert "| than the fastest peer |" in table
-    alone = measure.compare(contenders[1:], torch.device("cpu"), repeats=1, items=1, memory=False)
-    assert "than the fastest peer" not in module("report").comparison("train", alone)
+    compare = partial(measure.compare, device=torch.device("cpu"), repeats=2, items=1, memory=False)
+    rows = compare(contenders)
+    assert [row["peer_ratio"]["median"] for row in rows] == [0.5, 1, 3]
+    assert [row["ratio"]["median"] for row in rows] == [1, 2, 6]
+    assert "| than the fastest peer |" in report.comparison("train", rows)
+    del seconds["peer"]  # with one peer there is nothing to choose
+    assert "than the fastest peer" not in report.comparison("train", compare(contenders[1:]))
 
 
 def test_a_step_with_the_optimizer_leaves_the_weights_as_they_are():
@@ -229,40 +172,6 @@ def test_a_step_with_the_optimizer_leaves_the_weights_as_they_are():
     hook.remove()
     assert len(updated) == 1
     assert all(map(torch.equal, before, models[0].parameters()))
-
-
-class Board:
-    """NVML of a GPU that takes 300 W."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, known: bool = True):
-        self.known = known
-        self.nvmlInit = self.nvmlShutdown = lambda: None
-
-    def nvmlDeviceGetHandleByUUID(self, uuid):
-        if not self.known:
-            raise self.NVMLError("Not Found")
-        return uuid
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
-        assert handle == "GPU-1234"
-        return int(300 * time.perf_counter() * 1e3)
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_energy_is_that_of_the_board_per_step(monkeypatch, known):
-    energy = module("energy")
-    monkeypatch.setitem(sys.modules, "pynvml", Board(known))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    gpu = SimpleNamespace(uuid="1234")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
-    joules = energy.joules(partial(time.sleep, 0.01), torch.device("cuda"), at_least=0.2)
-    if known:
-        assert 300 * 0.01 * 0.9 < joules < 300 * 0.01 * 10
-    else:
-        assert joules is None
 
 
 def test_a_plot_of_scaling(tmp_path):
@@ -304,56 +213,6 @@ def test_tables_of_the_readme_are_those_of_the_results():
     assert tables.strip() == report.report(report.RESULTS)
 
 
-# images/s unfused and fused, of the table of reference/performance.md
-H200 = {
-    "qkformer_10_384": (1169, 2107),
-    "qkformer_10_512": (828, 1431),
-    "qkformer_10_768": (494, 792),
-    "qkformer_4_384": (6105, 9973),
-    "qkformer_2_256": (3408, 5651),
-}
-V100 = {"qkformer_10_384": (232, 400), "qkformer_10_768": (93, 142)}
-
-
-@pytest.mark.parametrize("gpu, table", [("NVIDIA H200", H200), ("Tesla V100-SXM2-32GB", V100)])
-def test_ceilings_are_those_of_the_reference(gpu, table):
-    roofline = module("roofline")
-    for model, (unfused, fused) in table.items():
-        ceiling = partial(roofline.images_per_second, model, roofline.known(gpu))
-        assert ceiling(fused=False) == pytest.approx(unfused, rel=0.001, abs=0.6)
-        assert ceiling(fused=True) == pytest.approx(fused, rel=0.005)
-
-
-def test_ceilings_are_for_published_models_and_scale_with_the_bandwidth():
-    roofline = module("roofline")
-    h200, h100 = roofline.known("NVIDIA H200"), roofline.known("NVIDIA H100 80GB HBM3")
-    share = roofline.share
-    reached = roofline.images_per_second("qkformer_10_384", h200)
-    assert share("qkformer_10_384", 224, 4, h200, reached) == 1
-    assert 1.2 < share("qkformer_10_384", 224, 4, h100, reached) < 4.3 / 3.0
-    assert share("qkformer_10_384", 224, 1, h200, reached) is None
-    assert share("maxformer_10_384", 224, 4, h200, reached) is None
-    assert roofline.known("NVIDIA GeForce RTX 4090") is None
-    assert roofline.known("NVIDIA A100-SXM4-80GB").source.startswith("vendor")
-
-
-def test_the_bandwidth_of_a_copy_counts_what_is_read_and_written():
-    roofline = module("roofline")
-    cpu, size = torch.device("cpu"), 2**22
-    source, target = torch.empty(2, size, dtype=torch.uint8)
-    seconds = roofline.median_seconds(lambda: target.copy_(source), cpu)
-    measured = roofline.copy_bandwidth(cpu, size)
-    assert 0.05 < measured / (2 * size / seconds) < 20
-
-
-def test_a_report_names_what_the_gpu_gave():
-    found = {"gpu": {"name": "NVIDIA H100 80GB HBM3", "bandwidth": 2.9e12, "throughput": 7.8e14,
-                     "source": "measured in the same run"}}  # fmt: skip
-    line = module("report").bounds(found)
-    assert "2.90 TB/s and 780 TFLOP/s" in line
-    assert "3.00 TB/s and 798 TFLOP/s (measured" in line
-
-
 @pytest.mark.parametrize("pool", [None, "before"])
 def test_traffic_of_a_layer(pool):
     """Bytes per value of the convolution's output, without pool and with a quarter left by it."""
@@ -381,31 +240,6 @@ def test_models_move_what_they_must():
         row = next(row for row in module("report").README.read_text().splitlines()
                    if row.startswith(f"| {name} | "))  # fmt: skip
         assert total == pytest.approx(float(row.split("|")[2]), rel=0.01)
-
-
-def test_launches_of_a_layer():
-    """As its code reads: a convolution, statistics, neuron; backward the same and a gradient."""
-    launches, null = module("launches"), module("null_launcher")
-    with null.null_launcher("meta") as launcher:
-        with torch.device("meta"):
-            layer = ConvBNNeuron(8, 8, neuron=LIF(backend="cupy"))
-            x = torch.empty(4, 16, 8, 8, 8, requires_grad=True)
-        with launches.Launches() as counting, launches.Autocast():
-            layer(x).sum().backward()
-    assert launcher.launched["forward"] == launcher.launched["backward"] == 1
-    assert counting.counted["convolution"] == 1
-    assert counting.counted["convolution_backward"] == 2  # of the input and of the weight
-    assert counting.counted["_to_copy"] == 4  # input and weight to 2 bytes, gradients back
-    assert "view" not in counting.counted and "empty_like" not in counting.counted
-
-
-def test_launches_of_a_step_are_as_the_readme_says(capsys):
-    module("launches").main(["--model", "qkformer_4_384", "qkformer_2_256"])
-    printed = capsys.readouterr().out
-    _, _, *rows, small, of_pytorch = [line for line in printed.splitlines() if "4_384:" not in line]
-    readme = module("report").README.read_text().splitlines()
-    assert all(row in readme for row in rows), printed
-    assert "1 qk_mask_backward" in small and "16 convolution" in of_pytorch
 
 
 def test_the_memory_limit_of_a_cpu_is_not_looked_for(tmp_path):
