@@ -72,6 +72,19 @@ def test_every_command_of_the_kit_runs(commands, monkeypatch, capsys):
         assert kernel in printed
 
 
+@pytest.mark.parametrize("stride", [(64, 1, 16, 4), (64, 16, 4, 1), (0, 0, 0, 0), (1, 2, 8, 32)])
+def test_a_tensor_is_made_again_as_it_was(monkeypatch, stride):
+    monkeypatch.syspath_prepend(str(ROOT))
+    calls = importlib.import_module("benchmarks.gpu.calls")
+    for shape in ((2, 4, 4, 4), (0, 4, 4, 4)):
+        like = calls.Like(shape, stride, torch.half)
+        assert calls.described(like.made(torch.device("cpu"))) == like
+    full = calls.Like((2, 4, 4, 4), stride, torch.half)
+    assert full.bytes == 2 * (128 if any(stride) else 1)
+    vector = calls.described(torch.arange(3.0))
+    assert torch.equal(vector.made(torch.device("cpu")), torch.ones(3))
+
+
 def test_kernels_are_counted_and_measured_by_their_own_bytes(monkeypatch):
     """Of a layer with a pool: what a value of its convolution's output costs, beside vectors."""
     monkeypatch.syspath_prepend(str(ROOT))

@@ -26,7 +26,8 @@ class Like(NamedTuple):
 
     def made(self, device: torch.device) -> Tensor:
         """Activations are random, vectors (BatchNorm's, of time constants) ones."""
-        extent = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        extent = last + 1 if all(self.shape) else 0
         values = torch.zeros(extent, dtype=self.dtype, device=device)
         if self.dtype.is_floating_point:
             values = values.normal_() if len(self.shape) >= 4 else values.fill_(1)
