@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.energy import joules
+
 MIB = 2**20
 Step = Callable[[], object]
 
@@ -31,11 +33,15 @@ class Contender:
         name: In tables.
         make: Builds a step; can be pickled, as memory on the CPU is measured in a fresh process.
         missing: Why there is nothing to measure; then ``make`` is None.
+        peer: It is what ours are compared with.
+        graphed: Its step is the replay of a CUDA graph, which holds its memory throughout.
     """
 
     name: str
     make: Callable[[], Step] | None
     missing: str | None = None
+    peer: bool = False
+    graphed: bool = False
 
 
 def compare(
@@ -53,28 +59,30 @@ def compare(
         device: Where they compute.
         repeats: Rounds that are timed; two more, before them, are not.
         items: Images (or whatever throughput counts) in one step.
-        memory: Whether to measure memory, and the kernel launches, too.
+        memory: Whether to measure memory, and the launches and energy of a GPU, too.
 
     Returns:
         Dicts of name and, where measured, seconds, per_second, ratio, cpu_ratio (of CPU time: what
-        other programs take is not in it), peak_mib, saved_mib, launches; or of name and
-        not_measured, the reason.
+        other programs take is not in it), peer_ratio (to the fastest of several peers), peak_mib,
+        saved_mib, launches, joules (of an item); or of name and not_measured, the reason.
     """
     steps, reasons = _ready(contenders)
     rows = {name: {"name": name, "not_measured": reason} for name, reason in reasons.items()}
     wall, cpu = _timed_in_turns(steps, device, repeats)
     first = contenders[0].name
+    peers = [contender.name for contender in contenders if contender.peer]
+    fastest = _fastest({name: wall[name] for name in peers if name in steps})
+    graphed = {contender.name for contender in contenders if contender.graphed}
     for name, step in steps.items():
         row = {"name": name, "seconds": spread(wall[name])}
         row["per_second"] = items / row["seconds"]["median"]
         if first in steps:
             row["ratio"] = spread(_ratios(wall[first], wall[name]))
             row["cpu_ratio"] = spread(_ratios(cpu[first], cpu[name]))
+        if fastest is not None:
+            row["peer_ratio"] = spread(_ratios(wall[fastest], wall[name]))
         if memory:
-            row["saved_mib"] = saved_for_backward(step) / MIB
-            if device.type == "cuda":
-                row["launches"] = kernel_launches(step)
-                row["peak_mib"] = _cuda_peak(step, device) / MIB
+            row |= _costs(step, device, items, graphed=name in graphed)
         rows[name] = row
     steps.clear()
     if memory and device.type == "cpu":
@@ -108,15 +116,16 @@ def saved_for_backward(step: Step) -> int:
     return sum(size for pointer, size in storages.items() if pointer not in parameters)
 
 
-def kernel_launches(step: Step) -> int:
-    """What a step starts on the GPU: kernels and copies."""
+def launched(step: Step) -> dict[str, list[float]]:
+    """What a step starts on the GPU, kernels and copies: seconds of each launch, by name."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
         torch.cuda.synchronize()
-    return sum(
-        event.device_type == DeviceType.CUDA and not event.is_user_annotation
-        for event in profiler.events()
-    )
+    found: dict[str, list[float]] = {}
+    for event in profiler.events():
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            found.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
+    return found
 
 
 def cpu_peaks(
@@ -143,11 +152,33 @@ def cpu_peaks(
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
+def _costs(step: Step, device: torch.device, items: int, *, graphed: bool) -> dict[str, float]:
+    """What a step takes beside time."""
+    costs = {}
+    if not graphed:
+        costs["saved_mib"] = saved_for_backward(step) / MIB
+    if device.type == "cuda":
+        costs["launches"] = sum(map(len, launched(step).values()))
+        energy = joules(step, device)
+        if energy is not None:
+            costs["joules"] = energy / items
+        if not graphed:
+            costs["peak_mib"] = _cuda_peak(step, device) / MIB
+    return costs
+
+
+def _fastest(seconds: dict[str, list[float]]) -> str | None:
+    """Of several; None where there is no choice."""
+    if len(seconds) < 2:
+        return None
+    return min(seconds, key=lambda name: statistics.median(seconds[name]))
+
+
 def _ready(contenders: Sequence[Contender]) -> tuple[dict[str, Step], dict[str, str]]:
     """Steps that have run twice, and why the others cannot.
 
     The second time every model and input is in memory, as when they are timed: near the limit of a
-    GPU's memory the first time says too little.
+    GPU's memory the first time says too little. A CUDA graph gives way to all others.
     """
     steps, reasons = {}, {}
     for contender in contenders:
@@ -160,12 +191,18 @@ def _ready(contenders: Sequence[Contender]) -> tuple[dict[str, Step], dict[str, 
         except (RuntimeError, ImportError) as error:  # no memory, no kernels, no compiler
             steps.pop(contender.name, None)  # and with it its model, before the next one's is made
             reasons[contender.name] = _first_line(error)
+    graphs = [contender.name for contender in contenders if contender.graphed]
     for name in list(steps):
-        try:
-            steps[name]()
-        except RuntimeError as error:
-            del steps[name]
-            reasons[name] = _first_line(error)
+        while name in steps:
+            try:
+                steps[name]()
+                break
+            except RuntimeError as error:
+                full = isinstance(error, torch.OutOfMemoryError)
+                holding = [graph for graph in graphs if full and graph in steps]
+                dropped = holding[-1] if holding else name
+                del steps[dropped]
+                reasons[dropped] = _first_line(error)
     return steps, reasons
 
 

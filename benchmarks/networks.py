@@ -1,9 +1,7 @@
-"""Whole networks as contenders: SpikingJelly's QKFormer and ours, in training and in inference."""
+"""Steps of whole networks: SpikingJelly's QKFormer and ours, in training and in inference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,8 +11,7 @@ from spikingjelly.activation_based.model import qkformer as spikingjelly_qkforme
 from torch import Tensor, nn
 
 import qkformer
-from benchmarks.measure import Contender, Step
-from qkformer.layers.conv_bn_neuron import FEW_CHANNELS
+from benchmarks.measure import Step
 from qkformer.training.environment import DTYPES, autocast
 
 # embed_dim and heads of the models that SpikingJelly's class can be told to be
@@ -36,7 +33,8 @@ class Setting:
         channels_last: Memory layout of convolutions.
         compiled: torch.compile.
         folded: BatchNorm folded into the convolutions (inference).
-        graphed: Replayed as a CUDA graph (inference).
+        optimizer: AdamW's step belongs to the step (training).
+        graphed: The whole step is replayed as one CUDA graph.
     """
 
     model: str
@@ -49,12 +47,17 @@ class Setting:
     channels_last: bool = False
     compiled: bool = False
     folded: bool = False
+    optimizer: bool = False
     graphed: bool = False
 
     def defaults(self) -> nn.Module:
         """The model without weights, to ask for T and the shape of the input."""
         with torch.device("meta"):
             return qkformer.create_model(self.model, **self.model_args)
+
+    def at(self, size: int | None) -> "Setting":
+        """With images of so many pixels; of the model's own for None."""
+        return replace(self, size=size or self.defaults().default_cfg["input_size"][-1])
 
     def label(self) -> str:
         T = self.defaults().T
@@ -73,74 +76,6 @@ class Setting:
         if events:
             return torch.poisson(torch.full(shape, 0.3), generator).to(self.device, dtype)
         return torch.randn(shape, generator=generator).to(self.device, dtype)
-
-
-def contenders(
-    setting: Setting, step: Callable, *, compiled: bool, folded: bool
-) -> list[Contender]:
-    """SpikingJelly first, then ours.
-
-    Args:
-        setting: What they share.
-        step: training_step or inference_step.
-        compiled: Add torch.compile of both.
-        folded: Add ours with BatchNorm folded, and on a GPU as a CUDA graph.
-    """
-    peer = f"SpikingJelly {version('spikingjelly')}"
-    variants = [
-        (peer, peer_network, {}),
-        (f"{peer}, channels_last", peer_network, {"channels_last": True}),
-        ("ours, torch", our_network, {}),
-        ("ours, torch, channels_last", our_network, {"channels_last": True}),
-    ]
-    if folded:
-        variants += [
-            ("ours, torch, folded", our_network, {"folded": True}),
-            (
-                "ours, torch, folded, channels_last",
-                our_network,
-                {"folded": True, "channels_last": True},
-            ),
-        ]
-    if compiled:
-        variants += [(f"{peer}, compiled", peer_network, {"compiled": True})]
-        variants += [("ours, torch, compiled", our_network, {"compiled": True})]
-    variants += _gpu_variants(setting, compiled=compiled, folded=folded)
-    made = []
-    for name, network, differing in variants:
-        own = replace(setting, **differing)
-        missing = _missing(own, step) if network is peer_network else None
-        made.append(Contender(name, None if missing else partial(step, network, own), missing))
-    return made
-
-
-def _missing(setting: Setting, step: Callable) -> str | None:
-    """Why SpikingJelly's network cannot be measured so, if it cannot."""
-    if setting.model not in PEERS:
-        return f"SpikingJelly has no {setting.model}"
-    stem_channels = setting.model_args.get("embed_dim", PEERS[setting.model][0]) // 8
-    channels_last = setting.channels_last or setting.compiled
-    on_cpu = setting.device.type == "cpu"
-    if step is training_step and on_cpu and channels_last and stem_channels < FEW_CHANNELS:
-        return f"oneDNN's gradients are wrong for {stem_channels} channels, see SampledConv2d"
-    return None
-
-
-def _gpu_variants(setting: Setting, *, compiled: bool, folded: bool) -> list[tuple]:
-    """Ours on CuPy's kernels, in inference always folded; on a CPU one row that says what lacks."""
-    cupy = {"backend": "cupy", "folded": folded}
-    variants = [("ours, cupy", our_network, cupy)]
-    if setting.device.type == "cuda":
-        last = cupy | {"channels_last": True}
-        variants += [("ours, cupy, channels_last", our_network, last)]
-        if compiled:
-            variants += [("ours, cupy, compiled", our_network, cupy | {"compiled": True})]
-        if folded:
-            variants += [
-                ("ours, cupy, CUDA graph", our_network, cupy | {"graphed": True}),
-                ("ours, cupy, channels_last, CUDA graph", our_network, last | {"graphed": True}),
-            ]
-    return variants
 
 
 def our_network(setting: Setting) -> nn.Module:
@@ -163,20 +98,34 @@ def peer_network(setting: Setting) -> nn.Module:
 
 
 def training_step(network: Callable[[Setting], nn.Module], setting: Setting) -> Step:
-    """Forward, cross-entropy, backward; the optimizer's step, the same for all, is left out."""
+    """Forward, cross-entropy, backward, and AdamW's update if it is asked for."""
     model = _prepared(network(setting), setting).train()
     x = setting.inputs()
     targets = torch.arange(setting.batch, device=setting.device)
+    optimizer = _optimizer(model, setting) if setting.optimizer else None
 
     def step() -> None:
         with autocast(setting.precision, setting.device):
             logits = model(x)
         F.cross_entropy(logits.float(), targets).backward()
+        if optimizer is not None:
+            optimizer.step()
         model.zero_grad(set_to_none=True)
         if network is peer_network:  # ours keep no state
             functional.reset_net(model)
 
-    return step
+    return as_graph(step) if setting.graphed else step
+
+
+def _optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
+    """AdamW as one kernel, with its state; its rate is 0: every round is of the same weights."""
+    capturable = setting.device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True, capturable=capturable)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
 
 
 def inference_step(network: Callable[[Setting], nn.Module], setting: Setting) -> Step:
@@ -187,9 +136,6 @@ def inference_step(network: Callable[[Setting], nn.Module], setting: Setting) ->
         model = qkformer.fuse_for_inference(model)
     model = _prepared(model, setting).to(dtype)
     x = setting.inputs(dtype)
-    if setting.graphed:
-        with torch.inference_mode():
-            model = torch.cuda.make_graphed_callables(model, (x,))
 
     def step() -> None:
         with torch.inference_mode():
@@ -197,7 +143,26 @@ def inference_step(network: Callable[[Setting], nn.Module], setting: Setting) ->
         if network is peer_network:
             functional.reset_net(model)
 
-    return step
+    return as_graph(step) if setting.graphed else step
+
+
+def as_graph(step: Step) -> Step:
+    """A step on a GPU as the replay of one CUDA graph; its tensors stay where the graph has them.
+
+    Raises:
+        RuntimeError: something in it cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # compiles kernels, chooses convolutions
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # the stream twice: where recording fails, torch.cuda.graph does not leave its own
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
 
 
 def _prepared(model: nn.Module, setting: Setting) -> nn.Module:

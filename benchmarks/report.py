@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import roofline
 from benchmarks.results_file import RESULTS
-from benchmarks.roofline import CEILINGS
 from qkformer.files import write_text
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- end of what it makes -->"
 UNITS = {"train": "images/s", "inference": "images/s", "attention": "images/s"}
 UNITS |= {"neuron": "M neuron-steps/s", "loader": "images/s"}
+FASTEST = "than the fastest peer"
+CEILING_OF = roofline.known("H200")  # of the models that loaders have to feed
 Row = dict[str, Any]
 
 
@@ -28,17 +30,33 @@ def comparison(benchmark: str, rows: Sequence[Row]) -> str:
         UNITS[benchmark]: lambda row: _number(row["per_second"] * scale),
         "ms per step": lambda row: _spread(row["seconds"], 1e3),
         "times faster": lambda row: _spread(row.get("ratio")),
+        FASTEST: lambda row: _spread(row.get("peer_ratio")),
         "in CPU time": lambda row: _spread(row.get("cpu_ratio")),
         "peak MiB": lambda row: _number(row.get("peak_mib")),
         "of the first's": lambda row: _number(_share(row, rows)),
         "saved MiB": lambda row: _number(row.get("saved_mib")),
         "launches": lambda row: _number(row.get("launches")),
+        "J per image": lambda row: _number(row.get("joules")),
         "of the ceiling": lambda row: _percent(row.get("ceiling_share")),
     }
-    dropped = set() if any(row.get("launches") for row in rows) else {"launches", "of the ceiling"}
+    dropped = set() if any("peer_ratio" in row for row in rows) else {FASTEST}
+    if not any("launches" in row for row in rows):
+        dropped |= {"launches", "J per image", "of the ceiling"}
     if benchmark == "inference":
         dropped |= {"saved MiB", "of the ceiling"}
     return _table({name: cell for name, cell in columns.items() if name not in dropped}, rows)
+
+
+def bounds(result: dict[str, Any]) -> str:
+    """What the GPU gave in the run, which the ceiling is of, beside what is known of it."""
+    gpu = roofline.GPU(**result["gpu"])
+    known = roofline.known(gpu.name)
+    beside = f"{_bounds(known)} ({known.source})" if known else "not known"
+    return f"The ceiling is at {_bounds(gpu)}, measured in this run; of such GPUs {beside}."
+
+
+def _bounds(gpu: roofline.GPU) -> str:
+    return f"{gpu.bandwidth / 1e12:.2f} TB/s and {gpu.throughput / 1e12:.0f} TFLOP/s"
 
 
 def scaling(points: Sequence[Row]) -> str:
@@ -63,7 +81,10 @@ def scaling(points: Sequence[Row]) -> str:
 
 def loader(rows: Sequence[Row]) -> str:
     """Images per second, and how many such cores the ceilings of training ask for."""
-    needed = {model: CEILINGS[model].fused for model in ("qkformer_10_384", "qkformer_10_768")}
+    needed = {
+        model: round(roofline.images_per_second(model, CEILING_OF))
+        for model in ("qkformer_10_384", "qkformer_10_768")
+    }
     columns: dict[str, Callable[[Row], str]] = {
         "": lambda row: row["name"],
         "images/s": lambda row: _number(row["per_second"]),
@@ -132,6 +153,8 @@ def _result(benchmark: str, label: str, result: dict[str, Any]) -> str:
         f"`{result['command']}`, {result['date']}, commit {commit}, "
         f"PyTorch {result['versions']['torch']}, load of the machine {result['load']}"
     )
+    if "gpu" in result:
+        source += f"\n\n{bounds(result)}"
     return f"**{label}**\n\n{table}\n\n{source}"
 
 

@@ -3,16 +3,20 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict
+from typing import Any
 
 import torch
 import yaml
+from spikingjelly.activation_based.functional import neuron_implementation
 
 from benchmarks import report, roofline
+from benchmarks.contenders import contenders
 from benchmarks.measure import compare
-from benchmarks.networks import Setting, contenders
+from benchmarks.networks import Setting
 from benchmarks.options import network_options, parser, set_up, threads_label
-from benchmarks.results_file import machine_name, save
+from benchmarks.results_file import save
+from qkformer.training.environment import DTYPES
 
 
 def compare_networks(
@@ -39,6 +43,10 @@ def compare_networks(
     device = set_up(options)
     if options.to_memory_limit and device.type == "cpu":
         raise SystemExit("--to_memory_limit is for GPUs: on a CPU it would fill the machine")
+    gpu = None
+    # ceilings are of training with 2-byte activations
+    if benchmark == "train" and device.type == "cuda" and options.precision in DTYPES:
+        gpu = roofline.measured(device, DTYPES[options.precision])
     for batch in _batches(options):
         setting = _setting(options, batch, device)
         rows = compare(
@@ -48,18 +56,26 @@ def compare_networks(
             memory=not options.no_memory,
             items=batch,
         )
-        if benchmark == "train":
-            T = setting.defaults().T
-            for row in rows:
-                if "per_second" in row and not setting.model_args:
-                    row["ceiling_share"] = roofline.share(
-                        setting.model, setting.size, T, machine_name(device), row["per_second"]
-                    )
+        content = {"rows": rows, "spikingjelly_lif": neuron_implementation("lif", device)}
+        if gpu is not None:
+            content["gpu"] = asdict(gpu)
+            _add_shares(rows, setting, gpu)
         label = setting.label() + threads_label(device)
-        save(options.results, benchmark, label, device, arguments, {"rows": rows})
+        save(options.results, benchmark, label, device, arguments, content)
         print(f"\n{label}\n\n{report.comparison(benchmark, rows)}", flush=True)
+        if gpu is not None:
+            print(f"\n{report.bounds(content)}", flush=True)
         if options.to_memory_limit and all("not_measured" in row for row in rows):
             return
+
+
+def _add_shares(rows: list[dict[str, Any]], setting: Setting, gpu: roofline.GPU) -> None:
+    T = setting.defaults().T
+    for row in rows:
+        if "per_second" in row and not setting.model_args:
+            row["ceiling_share"] = roofline.share(
+                setting.model, setting.size, T, gpu, row["per_second"]
+            )
 
 
 def _batches(options: argparse.Namespace) -> Iterator[int]:
@@ -73,11 +89,10 @@ def _batches(options: argparse.Namespace) -> Iterator[int]:
 def _setting(options: argparse.Namespace, batch: int, device: torch.device) -> Setting:
     setting = Setting(
         model=options.model,
-        size=options.size,
+        size=0,
         batch=batch,
         precision=options.precision,
         device=device,
         model_args=yaml.safe_load(options.model_args),
     )
-    own_size = setting.defaults().default_cfg["input_size"][-1]
-    return replace(setting, size=options.size or own_size)
+    return setting.at(options.size)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from qkformer.layers import ConvBNNeuron
 from qkformer.neurons import LIF
@@ -25,7 +26,7 @@ ARGUMENTS = {
     "scaling": "--N 16 64 --T 2 --D 8 --B 1 --base 1,1,8,16 --no_plot --no_memory",
     "loader": "--images 8 --workers 0 1",
 }
-PEERS = {"train": 2, "inference": 2, "neuron": 1, "attention": 1}
+PEERS = {"train": 3, "inference": 2, "neuron": 1, "attention": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,10 @@ def test_measures_and_keeps_what_it_measured(name, tmp_path, capsys, monkeypatch
         assert {"date", "commit", "device", "threads", "platform", "load"} <= result.keys()
         rows = result["points" if name == "scaling" else "rows"]
         measured = [row for row in rows if "not_measured" not in row]
-        assert {row["name"] for row in rows if row not in measured} <= {"ours, cupy"}
+        assert {row["name"] for row in rows if row not in measured} <= {
+            "ours, cupy",
+            "ours, cupy, folded",
+        }
         for row in measured:
             assert 0 < row["seconds"]["q1"] <= row["seconds"]["median"] <= row["seconds"]["q3"]
         if name in PEERS:
@@ -91,22 +95,6 @@ def test_what_has_no_peer_says_so(tmp_path):
     assert "### train\n\nNot measured on this machine." in table
 
 
-@pytest.mark.parametrize("benchmark", ["train", "inference"])
-def test_a_gpu_has_rows_of_its_own(benchmark):
-    networks = module("networks")
-    step = getattr(networks, {"train": "training_step"}.get(benchmark, "inference_step"))
-    names = {}
-    for device in ("cpu", "cuda"):
-        setting = networks.Setting("qkformer_10_384", 224, 1, "fp16", torch.device(device))
-        inference = benchmark == "inference"
-        made = networks.contenders(setting, step, compiled=False, folded=inference)
-        names[device] = [contender.name for contender in made]
-    assert names["cuda"][: len(names["cpu"])] == names["cpu"]
-    own = names["cuda"][len(names["cpu"]) :]
-    assert own[0] == "ours, cupy, channels_last"
-    assert ("ours, cupy, CUDA graph" in own) == (benchmark == "inference")
-
-
 def test_networks_that_onednn_would_corrupt_are_not_measured():
     """See SampledConv2d, which ours have: 4 channels, channels last, trained on a CPU."""
     networks = module("networks")
@@ -117,9 +105,11 @@ def test_networks_that_onednn_would_corrupt_are_not_measured():
             setting = networks.Setting(
                 "qkformer_10_384", 64, 1, "fp32", torch.device(device), arguments
             )
-            rows = networks.contenders(setting, step, compiled=True, folded=False)
+            rows = module("contenders").contenders(setting, step, compiled=True, folded=False)
             made[step, device, dim] = [row.name.split(", ")[1:] for row in rows if row.missing]
-    assert made.pop((networks.training_step, "cpu", 32)) == [["channels_last"], ["compiled"]]
+    missing = made.pop((networks.training_step, "cpu", 32))
+    assert len(missing) == 4
+    assert all({"channels_last", "compiled"} & set(row) for row in missing)
     assert not any(made.values())
 
 
@@ -144,6 +134,44 @@ def test_what_does_not_fit_beside_the_others_is_not_measured():
     rows = measure.compare(contenders, torch.device("cpu"), repeats=3, items=1, memory=False)
     assert ["seconds" in row for row in rows] == [True, False, False, True]
     assert rows[1]["not_measured"] == rows[2]["not_measured"] == "CUDA out of memory."
+
+
+def test_ours_are_compared_with_the_fastest_peer_too(monkeypatch):
+    measure, report = module("measure"), module("report")
+    seconds = {"peer": [4.0, 8.0], "peer, faster": [2.0, 4.0], "ours": [1.0, 1.0]}
+    monkeypatch.setattr(measure, "_timed_in_turns", lambda *_: (seconds, seconds))
+    contenders = [
+        measure.Contender(name, lambda: lambda: None, peer=name != "ours") for name in seconds
+    ]
+    compare = partial(measure.compare, device=torch.device("cpu"), repeats=2, items=1, memory=False)
+    rows = compare(contenders)
+    assert [row["peer_ratio"]["median"] for row in rows] == [0.5, 1, 3]
+    assert [row["ratio"]["median"] for row in rows] == [1, 2, 6]
+    assert "| than the fastest peer |" in report.comparison("train", rows)
+    del seconds["peer"]  # with one peer there is nothing to choose
+    assert "than the fastest peer" not in report.comparison("train", compare(contenders[1:]))
+
+
+def test_a_step_with_the_optimizer_leaves_the_weights_as_they_are():
+    """So that every round measures the same network; the update itself is computed."""
+    networks = module("networks")
+    tiny = {"embed_dim": 64, "num_heads": 2, "depths": [1, 1, 1]}
+    setting = networks.Setting(
+        "qkformer_10_384", 32, 2, "fp32", torch.device("cpu"), tiny, optimizer=True
+    )
+    models, updated = [], []
+
+    def network(own):
+        models.append(networks.our_network(own))
+        return models[0]
+
+    step = networks.training_step(network, setting)
+    before = [parameter.clone() for parameter in models[0].parameters()]
+    hook = register_optimizer_step_post_hook(lambda *_: updated.append(True))
+    step()
+    hook.remove()
+    assert len(updated) == 1
+    assert all(map(torch.equal, before, models[0].parameters()))
 
 
 def test_a_plot_of_scaling(tmp_path):
@@ -183,14 +211,6 @@ def test_tables_of_the_readme_are_those_of_the_results():
     text = report.README.read_text()
     tables = text.partition(report.BEGIN)[2].partition(report.END)[0]
     assert tables.strip() == report.report(report.RESULTS)
-
-
-def test_ceilings_are_for_published_models_on_one_gpu():
-    share = module("roofline").share
-    assert share("qkformer_10_384", 224, 4, "NVIDIA H200", 2107) == 1
-    assert share("qkformer_10_384", 224, 1, "NVIDIA H200", 2107) is None
-    assert share("qkformer_10_384", 224, 4, "NVIDIA H100", 2107) is None
-    assert share("maxformer_10_384", 224, 4, "NVIDIA H200", 2107) is None
 
 
 @pytest.mark.parametrize("pool", [None, "before"])

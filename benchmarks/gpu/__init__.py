@@ -1,0 +1,1 @@
+"""The first hour on a GPU: see README.md of this folder."""
