@@ -272,9 +272,8 @@ class SpikingSelfAttention(nn.Module):
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[T, B, C, H, W] -> [T, B, heads, C / heads, N], matrices that a product takes as they are.
 
-    In channels last the heads lie between the tokens. A product of many matrices knows one distance
-    between them, not one between samples and one between heads, so that takes a copy: [N, C / heads]
-    in memory, read and written in runs of C / heads.
+    In channels last the heads lie between the tokens. A batched product knows one distance from
+    matrix to matrix, not one between samples and another between heads, so they are copied apart.
     """
     x = x.flatten(3)
     if x.is_contiguous():
@@ -283,7 +282,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def merge_heads(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """[T, B, heads, d, N] -> [T, B, heads d, H, W], in the layout that :func:`split_heads` found."""
+    """[T, B, heads, d, N] -> [T, B, heads d, H, W], laid out as what ``split_heads`` was given."""
     if x.is_contiguous():
         return x.flatten(2, 3).unflatten(3, size)
     return x.permute(0, 1, 4, 2, 3).flatten(3).mT.unflatten(3, size)

@@ -387,7 +387,7 @@ LIMITS = [
     ("schedule.cooldown_epochs", "-1", "must be 0 or more"),
     ("schedule.cooldown_epochs", "0.5", "expected int, got 0.5"),
     ("compute.precision", "fp8", "expected fp32 or fp16 or bf16, got fp8"),
-    ("compute.channels_last", "3", "expected bool, got 3"),
+    ("compute.channels_last", "3", "expected auto or bool, got 3"),
     ("compute.compile", "maybe", "expected bool"),
     ("compute.grad_checkpointing", "2", "expected bool"),
     ("compute.sync_batchnorm", "2", "expected bool"),
