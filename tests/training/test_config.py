@@ -606,7 +606,7 @@ def test_what_testing_accepts_it_takes_over():
     values = {"model.name": "qkformer_2_256", "model.ssa": "original", "model.backend": "torch"}
     values |= {"model.args": "{embed_dim: 32}", "model.neuron": "if", "data.on_damaged": "skip"}
     values |= {"data.name": "cifar10", "data.root": "x", "data.download": "true"}
-    values |= {"data.split": "null", "compute.precision": "bf16"}
+    values |= {"data.split": "null", "compute.precision": "bf16", "compute.channels_last": "true"}
     values |= {"data.mean": "null", "data.std": "null"}
     values = {key: values.get(key, "true" if KEYS[key] is bool else "1") for key in ACT_IN_TESTING}
     config, _ = parse_test(DEMO, [*TEST, *(f"--{key}={values[key]}" for key in values)])
