@@ -15,6 +15,7 @@ from qkformer.layers import fused
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.layers.projections import project
 from qkformer.neurons import LIF, SpikingNeuron
+from qkformer.neurons.reference import exporting
 
 MASK_THRESHOLD = 0.5  # of the neuron behind a sum or product of spikes (`attn_lif` in the release)
 
@@ -76,14 +77,16 @@ class SpikeProduct(nn.Module):
         # The product inside is the smaller one, so that is where scaling costs least.
         scale = 1.0 if self.scale is None else self.scale
         if m * o * (n + p) <= n * p * (m + o):
-            return (_TimesTransposed.apply(a, b) * scale) @ c
-        return a @ (_TransposedTimes.apply(b, c) * scale)
+            inside = a @ b.mT if exporting() else _Outer.apply(a, b)
+            return (inside * scale) @ c
+        inside = b.mT @ c if exporting() else _Inner.apply(b, c)
+        return a @ (inside * scale)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale}"
 
 
-class _TimesTransposed(torch.autograd.Function):
+class _Outer(torch.autograd.Function):
     """``a b^T``, whose gradients are in memory as a and b are; autograd's own is not for b."""
 
     @staticmethod
@@ -97,7 +100,7 @@ class _TimesTransposed(torch.autograd.Function):
         return grad @ b, grad.mT @ a
 
 
-class _TransposedTimes(torch.autograd.Function):
+class _Inner(torch.autograd.Function):
     """``b^T c``, in the same way."""
 
     @staticmethod
