@@ -4,6 +4,7 @@ import importlib
 import json
 import shlex
 import weakref
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -221,8 +222,9 @@ def test_traffic_of_a_layer(pool):
         layer = ConvBNNeuron(8, 8, pool=pool, neuron=LIF(backend="cupy")).bfloat16()
         layer.bn.float()
         x = torch.empty(4, 16, 8, 64, 64, dtype=torch.bfloat16, requires_grad=True)
-        counted = traffic.training_step(layer, x)
-    per_value = {name: round(total / x.numel(), 2) for name, total in counted.items()}
+        step = traffic.training_step(layer, x)
+    assert not step.copies
+    per_value = {name: round(total / x.numel(), 2) for name, total in step.moved.items()}
     assert per_value["batch_statistics"] == 2
     assert per_value["convolution"] == 4  # its input and its output
     assert per_value["convolution_backward"] == 8  # dy twice, x and dx once
@@ -231,15 +233,39 @@ def test_traffic_of_a_layer(pool):
     assert per_value["bn_neuron_backward"] == (2 + 2 + 0.5 + 2 + 2 * 0.75 if pool else 10)
 
 
-def test_models_move_what_they_must():
-    """With the fused kernels about the bytes of the roofline's ceiling, as the README says."""
+@pytest.mark.parametrize("last", [False, True])
+def test_a_tensor_in_another_layout_counts_as_a_copy(last):
     traffic = module("traffic")
+    with traffic.shapes_only():
+        layer = ConvBNNeuron(8, 8, neuron=LIF(backend="cupy"))
+        layer.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        with traffic.Traffic() as step:
+            y = layer(torch.empty(4, 16, 8, 6, 6))
+            y.backward(torch.empty(4, 16, 6, 6, 8).permute(0, 1, 4, 2, 3))
+    if last:
+        assert step.copies == {"convolution(input)": 1, "convolution_backward(input)": 1}
+    else:
+        assert step.copies == {"bn_neuron_backward(grads)": 1}
+    assert step.moved["layout"] == 2 * 4 * y.numel() * len(step.copies)
+
+
+def test_models_move_what_they_must():
+    """With the fused kernels about the bytes of the roofline's ceiling, as the README says; copies
+    are those of heads, of q, k, v and their product and of the four's gradients, and of images."""
+    traffic, rows = module("traffic"), module("report").README.read_text().splitlines()
     for name, ceiling in module("roofline").CEILINGS.items():
-        total = sum(traffic.megabytes_per_image(name).values())
-        assert total < 1.05 * ceiling.fused_mb
-        row = next(row for row in module("report").README.read_text().splitlines()
-                   if row.startswith(f"| {name} | "))  # fmt: skip
-        assert total == pytest.approx(float(row.split("|")[2]), rel=0.01)
+        row = next(row for row in rows if row.startswith(f"| {name} | ")).split("|")
+        ssa = {"10": 7, "4": 2, "2": 1}[name.split("_")[1]]  # layers
+        frames = name == "qkformer_2_256"  # of all samples at one step, not of one at all steps
+        for last in (False, True):
+            moved, copies = traffic.megabytes_per_image(name, channels_last=last)
+            total = sum(moved.values())
+            assert total < 1.05 * ceiling.fused_mb
+            assert total == pytest.approx(float(row[3 if last else 2]), rel=0.01)
+            assert copies.pop("clone", 0) == frames + 8 * ssa * last
+            assert copies == Counter(
+                dict.fromkeys(("convolution(input)", "convolution_backward(input)"), int(last))
+            )
 
 
 def test_the_memory_limit_of_a_cpu_is_not_looked_for(tmp_path):

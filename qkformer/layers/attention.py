@@ -7,6 +7,7 @@ q, k, v are binary: each is a 1x1 convolution, BatchNorm and a neuron. Source: Q
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from qkformer.layers import fused
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.layers.projections import project
 from qkformer.neurons import LIF, SpikingNeuron
+from qkformer.neurons.reference import exporting
 
 MASK_THRESHOLD = 0.5  # of the neuron behind a sum or product of spikes (`attn_lif` in the release)
 
@@ -36,8 +38,8 @@ class SpikeMask(nn.Module):
             return fused.mask(neuron, q, k, heads=self.num_heads)
         mask = neuron(self.sums(q))
         if self.num_heads is None:
-            return mask * k
-        return (mask * k.unflatten(2, (self.num_heads, -1))).flatten(2, 3)
+            return k * mask
+        return (k.unflatten(2, (self.num_heads, -1)) * mask).flatten(2, 3)  # in memory as k is
 
     def sums(self, q: Tensor) -> Tensor:
         """What the neuron gets: [T, B, heads, 1, H, W], or [T, B, C, 1, 1]."""
@@ -63,15 +65,53 @@ class SpikeProduct(nn.Module):
         self.scale = scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        (d, n), e = q.shape[-2:], v.shape[-2]
+        if q.stride(-1) == 1:  # a [d', N], b and c [d, N], as they are in memory
+            return self._product(v, k, q)
+        return self._product(q.mT, k.mT, v.mT).mT  # a and b [N, d], c [N, d']
+
+    def _product(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        """``scale * a b^T c``, of [m, n], [o, n], [o, p]."""
+        (m, n), (o, p) = a.shape[-2:], c.shape[-2:]
         # Products of spikes are integers: either order gives the same, at 2 N d d' or N^2 (d + d'),
         # as long as the dtype holds them (float16 to 2048, bfloat16 to 256; float32 always).
         # The product inside is the smaller one, so that is where scaling costs least.
         scale = 1.0 if self.scale is None else self.scale
-        return (v @ k.mT * scale) @ q if 2 * d * e <= n * (d + e) else v @ (k.mT @ q * scale)
+        if m * o * (n + p) <= n * p * (m + o):
+            inside = a @ b.mT if exporting() else _Outer.apply(a, b)
+            return (inside * scale) @ c
+        inside = b.mT @ c if exporting() else _Inner.apply(b, c)
+        return a @ (inside * scale)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale}"
+
+
+class _Outer(torch.autograd.Function):
+    """``a b^T``, whose gradients are in memory as a and b are; autograd's own is not for b."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return a @ b.mT
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = (x.to(grad.dtype) for x in ctx.saved_tensors)  # that of autocast
+        return grad @ b, grad.mT @ a
+
+
+class _Inner(torch.autograd.Function):
+    """``b^T c``, in the same way."""
+
+    @staticmethod
+    def forward(ctx, b, c):
+        ctx.save_for_backward(b, c)
+        return b.mT @ c
+
+    @staticmethod
+    def backward(ctx, grad):
+        b, c = (x.to(grad.dtype) for x in ctx.saved_tensors)
+        return c @ grad.mT, b @ grad
 
 
 class QKAttention(nn.Module):
@@ -220,7 +260,7 @@ class SpikingSelfAttention(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``: [T, B, C, H, W], added to the output."""
         qkv = (split_heads(y, self.num_heads) for y in project((self.q, self.k, self.v), x))
-        attn = self.attn_neuron(self.product(*qkv)).reshape(x.shape)
+        attn = self.attn_neuron(merge_heads(self.product(*qkv), x.shape[3:]))
         if self.ssa == "original":  # T * B steps of one sample
             steps, total = attn.flatten(0, 1).unsqueeze(1), residual
             if residual is not None:
@@ -233,8 +273,22 @@ class SpikingSelfAttention(nn.Module):
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """[T, B, C, H, W] -> [T, B, heads, C / heads, N]"""
-    return x.flatten(3).unflatten(2, (num_heads, -1))
+    """[T, B, C, H, W] -> [T, B, heads, C / heads, N], matrices that a product takes as they are.
+
+    In channels last the heads lie between the tokens. A batched product knows one distance from
+    matrix to matrix, not one between samples and another between heads, so they are copied apart.
+    """
+    x = x.flatten(3)
+    if x.is_contiguous():
+        return x.unflatten(2, (num_heads, -1))
+    return x.mT.unflatten(3, (num_heads, -1)).transpose(2, 3).contiguous().mT
+
+
+def merge_heads(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """[T, B, heads, d, N] -> [T, B, heads d, H, W], laid out as what ``split_heads`` was given."""
+    if x.is_contiguous():
+        return x.flatten(2, 3).unflatten(3, size)
+    return x.permute(0, 1, 4, 2, 3).flatten(3).mT.unflatten(3, size)
 
 
 def check_heads(dim: int, num_heads: int) -> int:

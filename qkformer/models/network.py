@@ -91,7 +91,8 @@ class SpikingNetwork(nn.Module):
         of every time step, with T in front."""
         if not self.global_pool:
             return x
-        x = x.mean((3, 4))
+        # over H and W, in the order of memory: the gradient comes in that order, too
+        x = x.mean((3, 4)) if x.is_contiguous() else x.permute(0, 1, 3, 4, 2).mean((2, 3))
         if self.head_neuron is not None:
             x = self.head_neuron(x)
         if not per_step:

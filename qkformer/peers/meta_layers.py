@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkformer.layers import ConvBNNeuron, Residual
-from qkformer.layers.attention import SpikeProduct, check_heads, split_heads
+from qkformer.layers.attention import SpikeProduct, check_heads, merge_heads, split_heads
 from qkformer.neurons import SFA
 
 Neuron = Callable[[], nn.Module]
@@ -140,7 +140,7 @@ class ProductAttention(nn.Module):
             # all spikes of k and v count for each of q's: the product is of three integers
             k, v = (spikes.mean(0, keepdim=True) for spikes in (k, v))
         y = self.product(*(split_heads(spikes, self.num_heads) for spikes in (q, k, v)))
-        return self.proj(self.attn_neuron(y.flatten(2, 3).unflatten(3, x.shape[3:])))
+        return self.proj(self.attn_neuron(merge_heads(y, x.shape[3:])))
 
 
 def wide_value_attention(dim: int, num_heads: int, neuron: Neuron) -> ProductAttention:

@@ -86,7 +86,7 @@ class ComputeConfig:
     Args:
         precision: Of convolutions and matrix products: fp32; fp16 (with a gradient scaler; on GPUs,
             on the CPU float32 takes its place); bf16 (on Ampere and newer, or the CPU).
-        channels_last: Memory layout of convolutions.
+        channels_last: Memory layout of convolutions; auto: on GPUs.
         compile: torch.compile.
         grad_checkpointing: Keep the blocks' inputs only and compute the rest again in backward.
         sync_batchnorm: BatchNorm over the batches of all processes (GPUs only); the published runs
@@ -94,7 +94,7 @@ class ComputeConfig:
     """
 
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    channels_last: bool = False
+    channels_last: Literal["auto"] | bool = "auto"
     compile: bool = False
     grad_checkpointing: bool = False
     sync_batchnorm: bool = False
@@ -226,6 +226,7 @@ DEFAULTS: dict[str, Any] = {
 FREE_ON_RESUME = (
     "checkpoint.every",
     "checkpoint.minutes",
+    "compute.channels_last",
     "compute.compile",
     "compute.grad_checkpointing",
     "data.download",

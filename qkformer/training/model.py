@@ -26,8 +26,10 @@ from qkformer.training.config import (
 
 def prepare_model(model: nn.Module, compute: ComputeConfig, device: torch.device) -> nn.Module:
     """Put a model where and how it is computed with."""
-    layout = torch.channels_last if compute.channels_last else torch.preserve_format
-    return model.to(device, memory_format=layout)
+    last = compute.channels_last
+    if last == "auto":  # not on the CPU, where runs are to stay equal to the last bit
+        last = device.type == "cuda"
+    return model.to(device, memory_format=torch.channels_last if last else torch.preserve_format)
 
 
 def megabytes(model: nn.Module) -> float:

@@ -22,6 +22,7 @@ from qkformer.layers import (
     SpikingSelfAttention,
     drop_path,
 )
+from qkformer.layers.attention import SpikeProduct, merge_heads, split_heads
 from qkformer.layers.patch_embed import five_convs, sps
 from qkformer.neurons import LIF
 
@@ -120,6 +121,27 @@ def test_spiking_self_attention_is_its_equation_in_either_order(heads, h, w, sca
     expected = LIF(v_threshold=0.5)(torch.einsum("...nm,...md->...nd", attention, v) * (scale or 1))
     assert 0 < expected.mean() < 1
     assert torch.equal(got, expected.mT.reshape(got.shape))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("heads", "h", "w"), [(3, 4, 6), (1, 2, 5)], ids=["d<N", "d>N"])
+def test_products_and_their_gradients_are_in_memory_as_their_operands(heads, h, w, last):
+    qkv = [spikes(T, B, C, h, w, seed=seed, rate=0.6) for seed in range(3)]
+    if last:
+        qkv = [x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for x in qkv]
+    outs, grads = [], []
+    for product in (
+        lambda q, k, v: torch.einsum("tbhdn,tbhdm,tbhem->tbhen", q, k, v) * 0.25,
+        SpikeProduct(0.25),
+    ):
+        leaves = [x.clone().requires_grad_() for x in qkv]
+        out = merge_heads(product(*(split_heads(x, heads) for x in leaves)), (h, w))
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        outs.append(out)
+        grads.append(torch.autograd.grad(out, leaves, weight))
+    assert torch.equal(*outs) and outs[0].max() > 1
+    torch.testing.assert_close(*grads)
+    assert {x.stride() for x in (outs[1], *grads[1])} == {qkv[0].stride()}
 
 
 def test_original_ssa_leaks_from_sample_to_sample_and_fixed_does_not():

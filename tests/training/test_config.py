@@ -387,7 +387,7 @@ LIMITS = [
     ("schedule.cooldown_epochs", "-1", "must be 0 or more"),
     ("schedule.cooldown_epochs", "0.5", "expected int, got 0.5"),
     ("compute.precision", "fp8", "expected fp32 or fp16 or bf16, got fp8"),
-    ("compute.channels_last", "3", "expected bool, got 3"),
+    ("compute.channels_last", "3", "expected auto or bool, got 3"),
     ("compute.compile", "maybe", "expected bool"),
     ("compute.grad_checkpointing", "2", "expected bool"),
     ("compute.sync_batchnorm", "2", "expected bool"),
@@ -606,7 +606,7 @@ def test_what_testing_accepts_it_takes_over():
     values = {"model.name": "qkformer_2_256", "model.ssa": "original", "model.backend": "torch"}
     values |= {"model.args": "{embed_dim: 32}", "model.neuron": "if", "data.on_damaged": "skip"}
     values |= {"data.name": "cifar10", "data.root": "x", "data.download": "true"}
-    values |= {"data.split": "null", "compute.precision": "bf16"}
+    values |= {"data.split": "null", "compute.precision": "bf16", "compute.channels_last": "true"}
     values |= {"data.mean": "null", "data.std": "null"}
     values = {key: values.get(key, "true" if KEYS[key] is bool else "1") for key in ACT_IN_TESTING}
     config, _ = parse_test(DEMO, [*TEST, *(f"--{key}={values[key]}" for key in values)])

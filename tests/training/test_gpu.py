@@ -36,7 +36,7 @@ def test_every_precision_trains_and_tests_as_it_reported(tmp_path, precision):
 @pytest.mark.parametrize(
     "option",
     [
-        ["--compute.channels_last", "true"],
+        ["--compute.channels_last", "false"],
         ["--compute.compile", "true"],
         ["--compute.grad_checkpointing", "true"],
         ["--compute.sync_batchnorm", "true"],

@@ -10,8 +10,8 @@ from families import FAMILIES
 import qkformer
 from qkformer.checkpoint import CheckpointError, check_checkpoint
 from qkformer.training.command_line import parse_train
-from qkformer.training.config import ConfigError
-from qkformer.training.model import check_model
+from qkformer.training.config import ComputeConfig, ConfigError
+from qkformer.training.model import check_model, prepare_model
 
 DEMO = Path(__file__).resolve().parents[2] / "configs/demo_digits.yml"
 
@@ -35,6 +35,20 @@ def trained(tmp_path):
         return path
 
     return write
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("choice", ["auto", True, False])
+def test_auto_is_channels_last_on_gpus(choice, device):
+    class Placed:
+        def to(self, device, memory_format):
+            return device, memory_format
+
+    device = torch.device(device)
+    last = (device.type == "cuda") if choice == "auto" else choice
+    layout = torch.channels_last if last else torch.preserve_format
+    compute = ComputeConfig(channels_last=choice)
+    assert prepare_model(Placed(), compute, device) == (device, layout)
 
 
 ARGS = "--model.args.{}".format

@@ -246,11 +246,15 @@ def test_compiles_without_graph_breaks(host, training, pool):
     ids=["qkformer", "original-ssa", "ms_qkformer", "maxformer", "spikformer"],
 )
 def test_a_training_step_of_every_family(host, name, options, size):
-    """Static images and event frames, in float64: the same to rounding."""
+    """Static images, and event frames in channels last, in float64: the same to rounding."""
     ours = make_model(name, T=T, backend="cupy", **options).train()
     theirs = make_model(name, T=T, backend="torch", **options).train()
     channels = ours.in_chans
-    for x in (torch.randn(B, channels, size, size), torch.rand(B, T, channels, size, size)):
+    for layout, x in (
+        (torch.contiguous_format, torch.randn(B, channels, size, size)),
+        (torch.channels_last, torch.rand(B, T, channels, size, size)),
+    ):
+        ours.to(memory_format=layout)
         with_spikes(copy.deepcopy(theirs), x.double())
         outputs = [model(x.double()) for model in (ours, theirs)]
         torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
