@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qkformer.layers import fused
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
-from qkformer.layers.projections import project
+from qkformer.layers.projections import project, project_to_heads, split_heads
 from qkformer.neurons import LIF, SpikingNeuron
 from qkformer.neurons.reference import exporting
 
@@ -259,7 +259,7 @@ class SpikingSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``: [T, B, C, H, W], added to the output."""
-        qkv = (split_heads(y, self.num_heads) for y in project((self.q, self.k, self.v), x))
+        qkv = project_to_heads((self.q, self.k, self.v), x, self.num_heads)
         attn = self.attn_neuron(merge_heads(self.product(*qkv), x.shape[3:]))
         if self.ssa == "original":  # T * B steps of one sample
             steps, total = attn.flatten(0, 1).unsqueeze(1), residual
@@ -270,18 +270,6 @@ class SpikingSelfAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, ssa={self.ssa}"
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """[T, B, C, H, W] -> [T, B, heads, C / heads, N], matrices that a product takes as they are.
-
-    In channels last the heads lie between the tokens. A batched product knows one distance from
-    matrix to matrix, not one between samples and another between heads, so they are copied apart.
-    """
-    x = x.flatten(3)
-    if x.is_contiguous():
-        return x.unflatten(2, (num_heads, -1))
-    return x.mT.unflatten(3, (num_heads, -1)).transpose(2, 3).contiguous().mT
 
 
 def merge_heads(x: Tensor, size: tuple[int, int]) -> Tensor:

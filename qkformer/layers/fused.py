@@ -101,6 +101,7 @@ def bn_neurons(
     *,
     steps: int,
     conv_bias: Tensor | None = None,
+    heads: int = 1,
 ) -> tuple[Tensor, ...]:
     """``neuron(bn(share))`` for each of several BatchNorms and its share of the channels of ``y``.
 
@@ -110,13 +111,15 @@ def bn_neurons(
         y: [T * B, n C, H, W].
         steps: T.
         conv_bias: [n C], as for :func:`bn_neuron`.
+        heads: above 1 for a ``y`` in channels last alone.
 
     Returns:
-        n times [T, B, C, H, W], contiguous or channels last as ``y``.
+        n times [T, B, C, H, W], contiguous or channels last as ``y``; of several heads
+        [T, B, heads, H * W, C / heads], contiguous.
     """
-    n = len(bns)
     norm = _norm(bns, y, conv_bias)
-    shares = ops.bn_neuron(y, **norm, **neuron.constants, steps=steps, splits=n)
+    options = dict(steps=steps, splits=len(bns), heads=heads)
+    shares = ops.bn_neuron(y, **norm, **neuron.constants, **options)
     return tuple(share.unflatten(0, (steps, -1)) for share in shares)
 
 

@@ -1,6 +1,7 @@
 """Several 1x1 layers of one input, as the q, k and v of attention: one product where that pays."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from qkformer.layers import fused
 from qkformer.layers.conv_bn_neuron import ConvBNNeuron
 from qkformer.neurons import IF, LIF
+from qkformer.neurons.cuda.layout import channels_last
 
 
 def project(layers: Sequence[ConvBNNeuron], x: Tensor) -> Sequence[Tensor]:
@@ -25,13 +27,45 @@ def project(layers: Sequence[ConvBNNeuron], x: Tensor) -> Sequence[Tensor]:
     Returns:
         [T, B, C', H, W] of every layer.
     """
-    if not all(_fuses(layer, x) for layer in layers) or not _alike(layers):
+    if not _together(layers, x):
         return [layer(x) for layer in layers]
+    y, options = _product(layers, x)
+    return fused.bn_neurons(y=y, **options)
+
+
+def project_to_heads(layers: Sequence[ConvBNNeuron], x: Tensor, heads: int) -> Sequence[Tensor]:
+    """:func:`split_heads` of each of :func:`project`; the kernel puts the heads apart by itself."""
+    if not _together(layers, x):
+        return [split_heads(layer(x), heads) for layer in layers]
+    y, options = _product(layers, x)
+    if heads == 1 or not channels_last(y):
+        return [split_heads(share, heads) for share in fused.bn_neurons(y=y, **options)]
+    return [share.mT for share in fused.bn_neurons(y=y, heads=heads, **options)]
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[T, B, C, H, W] -> [T, B, heads, C / heads, N], matrices that a product takes as they are.
+
+    In channels last the heads lie between the tokens. A batched product knows one distance from
+    matrix to matrix, not one between samples and another between heads, so they are copied apart.
+    """
+    x = x.flatten(3)
+    if x.is_contiguous():
+        return x.unflatten(2, (num_heads, -1))
+    return x.mT.unflatten(3, (num_heads, -1)).transpose(2, 3).contiguous().mT
+
+
+def _product(layers: Sequence[ConvBNNeuron], x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """The output of all convolutions, and what :func:`fused.bn_neurons` is told besides."""
     convs = [layer.conv for layer in layers]
     bias = None if convs[0].bias is None else torch.cat([conv.bias for conv in convs])
     y = F.conv2d(x.flatten(0, 1), torch.cat([conv.weight for conv in convs]))
     bns = [layer.bn for layer in layers]
-    return fused.bn_neurons(bns, layers[0].neuron, y, steps=len(x), conv_bias=bias)
+    return y, dict(bns=bns, neuron=layers[0].neuron, steps=len(x), conv_bias=bias)
+
+
+def _together(layers: Sequence[ConvBNNeuron], x: Tensor) -> bool:
+    return all(_fuses(layer, x) for layer in layers) and _alike(layers)
 
 
 def _fuses(layer: ConvBNNeuron, x: Tensor) -> bool:

@@ -58,6 +58,7 @@ class Shape(NamedTuple):
         sizes: [N, C, H, W] of y.
         last: y is channels last.
         pool: a max pool of kernel 3, stride 2 and padding 1 stands in front of the neuron.
+        heads: the channels of a share are those of so many heads, see :class:`Call`.
         others: see :class:`Variant`; ``steps`` is T.
     """
 
@@ -70,6 +71,7 @@ class Shape(NamedTuple):
     repeated: bool = False
     pool: bool = False
     splits: int = 1
+    heads: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def plan(shape: Shape, family: str, aligned: bool) -> Plan:
         pixels = (height + 1) // 2 * ((width + 1) // 2)
     # [B, C, 1, 1] is channels last as well, and faster taken as such
     last = shape.last or height * width == 1
-    run = channels // shape.splits if last else pixels
+    run = channels // shape.splits // shape.heads if last else pixels
     most = values_at_once(shape) if aligned else 1
     vec = next(vec for vec in (8, 4, 2, 1) if vec <= most and run % vec == 0)
     if values // vec >= 2**31:
@@ -134,8 +136,8 @@ def plan(shape: Shape, family: str, aligned: bool) -> Plan:
             family, shape.dtype, shape.kind, steps, vec, shape.surrogate, last, shape.repeated,
             shape.splits,
         ),
-        (tiles * parts, (*sizes, parts, height, width)),
-        (tiles * reducing, (*sizes, reducing, height, width)),
+        (tiles * parts, (*sizes, parts, height, width, shape.heads)),
+        (tiles * reducing, (*sizes, reducing, height, width, shape.heads)),
         reducing,
     )  # fmt: skip
 
@@ -164,8 +166,8 @@ def _at_most(wanted: int, most: int) -> int:
 
 
 _STRUCTS = {  # Arguments in norm.cuh
-    torch.float32: struct.Struct("16P4f9I0P"),
-    torch.float64: struct.Struct("16P4d9I0P"),
+    torch.float32: struct.Struct("16P4f10I0P"),
+    torch.float64: struct.Struct("16P4d10I0P"),
 }
 
 
@@ -178,6 +180,8 @@ class Call:
         table: [4, C], rows center, scale, shift and 1 / sqrt(var + eps) of BatchNorm in the
             membrane's dtype; None without BatchNorm.
         conv_bias: [C], added to ``y`` where there is no table.
+        heads: where above 1, ``y`` is channels last and every share of the output, one of several,
+            is [T * B, heads, H * W, C / splits / heads] in memory.
         others: see :class:`Shape`.
     """
 
@@ -189,13 +193,14 @@ class Call:
     repeated: bool
     pool: bool = False
     splits: int = 1
+    heads: int = 1
 
     def __post_init__(self) -> None:
         y, neuron = self.y, self.neuron
         self.real = membrane_dtype(y.dtype)
         self.shape = Shape(
             tuple(y.shape), channels_last(y), y.dtype, neuron.kind, neuron.surrogate, self.steps,
-            self.repeated, self.pool, self.splits,
+            self.repeated, self.pool, self.splits, self.heads,
         )  # fmt: skip
 
     def plan(self, *tensors: Tensor | None) -> Plan:
@@ -243,8 +248,8 @@ class Call:
 
 
 def forward(call: Call, residual: Tensor | None) -> list[Tensor]:
-    """Spikes, or residual + spikes, [T * B, C / splits, H', W'] of every share."""
-    outs = empty_outputs(call.y, call.steps, call.repeated, call.pool, call.splits)
+    """Spikes, or residual + spikes, [T * B, C / splits, H', W'] of every share, or its heads."""
+    outs = empty_outputs(call.y, call.steps, call.repeated, call.pool, call.splits, call.heads)
     if outs[0].numel():
         residual = None if residual is None else like(residual, outs[0])
         plan = call.plan(residual, *outs)

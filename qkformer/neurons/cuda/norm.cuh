@@ -17,6 +17,7 @@ struct Arguments {
     unsigned steps, packs, groups, run;  // packs: of y, in a time step
     unsigned tile, tiles, parts;         // see Share
     unsigned height, width;              // pooled: of y
+    unsigned heads;                      // of a share of the output, see Share::output
 };
 
 struct Norm {
@@ -55,18 +56,25 @@ struct NormGradient {
 // A block has `tile` neighbouring groups (one, unless channels are last) and shares their packs with
 // parts - 1 others; neighbours in a block are neighbours in memory. The grid is [parts, tiles].
 struct Share {
-    unsigned groups, run, group, first, stride, count;
-    __device__ explicit Share(const Arguments& a) : groups(a.groups), run(a.run) {
+    unsigned groups, run, heads, group, first, stride, count;
+    __device__ explicit Share(const Arguments& a) : groups(a.groups), run(a.run), heads(a.heads) {
         const unsigned slices = BLOCK / a.tile;
         group = blockIdx.x % a.tiles * a.tile + threadIdx.x % a.tile;
         first = blockIdx.x / a.tiles * slices + threadIdx.x / a.tile;
         stride = a.parts * slices;
         count = group < groups ? a.packs / groups : 0;
     }
-    // Index of a pack, in y and in its share of the output.
+    // Index of a pack in y.
     __device__ __forceinline__ unsigned at(unsigned e) const { return at(e, groups, group); }
+    // And in its share of the output: in memory as y is or, of several heads, [rows, heads, run,
+    // groups of a head], the matrices of attention.
     __device__ __forceinline__ unsigned output(unsigned e) const {
-        return SPLITS == 1 ? at(e) : at(e, groups / SPLITS, group % (groups / SPLITS));
+        if (SPLITS == 1) return at(e);
+        const unsigned own = groups / SPLITS, within = group % own;
+        if (!LAST || heads == 1) return at(e, own, within);
+        const unsigned of_head = own / heads;
+        const unsigned matrix = e / run * heads + within / of_head;
+        return (matrix * run + e % run) * of_head + within % of_head;
     }
     template <class Pointer>
     __device__ __forceinline__ Pointer of(const Pointer* shares) const {

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qkformer.neurons.cuda import launch, tables
-from qkformer.neurons.cuda.layout import dense, empty_outputs, like
+from qkformer.neurons.cuda.layout import dense, dense_of_heads, empty_outputs, like
 from qkformer.neurons.cuda.registry import below_autograd, differentiable, operator
 from qkformer.neurons.reference import membrane_dtype
 
@@ -77,8 +77,8 @@ def fixed_norm(
 
 
 def _fake_bn_neuron(y, *args):
-    steps, repeated, pool, _, splits = args[11:16]
-    return empty_outputs(dense(y), steps, repeated, pool, splits)
+    steps, repeated, pool, _, splits, heads = args[11:17]
+    return empty_outputs(dense_of_heads(y, heads), steps, repeated, pool, splits, heads)
 
 
 @operator("bn_neuron", fake=_fake_bn_neuron)
@@ -100,17 +100,19 @@ def bn_neuron_op(
     pool: bool,
     batch_statistics: bool,
     splits: int,
+    heads: int,
 ) -> list[Tensor]:
     """See :func:`bn_neuron`; ``learned`` is a 0-dim 1 / tau. ``weight`` and ``bias`` are for their
     gradients: their values are in ``table``."""
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
-    call = launch.Call(dense(y), table, conv_bias, neuron, steps, repeated, pool, splits)
+    y = dense_of_heads(y, heads)
+    call = launch.Call(y, table, conv_bias, neuron, steps, repeated, pool, splits, heads)
     return launch.forward(call, residual)
 
 
 def _fake_bn_neuron_backward(grads, y, table, conv_bias, learned, *args):
-    y = dense(y)
-    batch_statistics, _, sums_needed = args[-3:]
+    batch_statistics, _, heads, sums_needed = args[-4:]
+    y = dense_of_heads(y, heads)
     channels = y.shape[1] if sums_needed or batch_statistics else 0
     rows = y.new_empty((tables.GRADIENT_ROWS, channels), dtype=membrane_dtype(y.dtype))
     return torch.empty_like(y), rows
@@ -133,18 +135,19 @@ def bn_neuron_backward_op(
     pool: bool,
     batch_statistics: bool,
     splits: int,
+    heads: int,
     sums_needed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of ``y``; and a table of [C] with those of ``bias``, ``weight``, ``learned`` (its
     sum over C) and ``conv_bias`` first, empty where none is needed."""
-    y = dense(y)
+    y = dense_of_heads(y, heads)
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
-    call = launch.Call(y, table, conv_bias, neuron, steps, repeated, pool, splits)
+    call = launch.Call(y, table, conv_bias, neuron, steps, repeated, pool, splits, heads)
     rows = y.new_empty((tables.GRADIENT_ROWS, 0), dtype=call.real)
     if y.numel() == 0:
         wanted = y.shape[1] if sums_needed or batch_statistics else 0
         return torch.empty_like(y), rows.new_zeros((tables.GRADIENT_ROWS, wanted))
-    grads = [like(grad, y) for grad in grads]
+    grads = [grad.contiguous() if heads > 1 else like(grad, y) for grad in grads]
     count = tables.count(y) if batch_statistics else 0
     if pool:
         grad_max, places, partial = launch.pooled_backward(call, *grads)
@@ -206,6 +209,7 @@ def bn_neuron(
     pool: bool = False,
     batch_statistics: bool = False,
     splits: int = 1,
+    heads: int = 1,
 ) -> list[Tensor]:
     """BatchNorm, optional 3x3 max pool of stride 2, neuron, optional addition, in one kernel.
 
@@ -228,10 +232,11 @@ def bn_neuron(
             (training); otherwise they are constants.
         splits: the output's channels leave as that many equal shares, at most 3; not with a pool
             or a residual.
+        heads: where above 1, of each of several shares; ``y`` is to be channels last.
 
     Returns:
         ``splits`` times [T * B, C / splits, H', W'], dtype and layout of ``y``; H' = ceil(H / 2)
-        with a pool, else H.
+        with a pool, else H. Of several heads [T * B, heads, H * W, C / splits / heads], contiguous.
 
     Raises:
         ValueError: 2^31 values or more in a time step.
@@ -256,6 +261,7 @@ def bn_neuron(
         pool,
         batch_statistics,
         splits,
+        heads,
     )
 
 

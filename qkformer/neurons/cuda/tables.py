@@ -13,7 +13,7 @@ from qkformer.neurons.cuda.loader import Variant
 
 COLUMNS = 32  # channels of a block that puts sums together, in tables.cu
 NORM_ROWS = 4  # center, scale, shift, 1 / sqrt(variance + eps)
-# of bias, weight, 1 / tau and the convolution's bias; the means of dz, and of dz * (y - center) over
+# of bias, weight, 1 / tau and the convolution's bias; means of dz, and of dz * (y - center) over
 # the variance
 GRADIENT_ROWS = 6
 _STRUCTS = {  # TableArguments in tables.cu

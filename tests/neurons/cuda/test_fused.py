@@ -170,7 +170,7 @@ def test_opcheck(options):
     torch.library.opcheck(ops.batch_norm, training)
     torch.library.opcheck(ops.fixed_norm, (*parameters, mean, var, p.eps))
     constants = (table(p), p.neuron.get("reciprocal_tau"), 0.8, -0.1, 3.0, "sigmoid")
-    constants += (p.steps, p.repeated, p.pool, p.training, 1)
+    constants += (p.steps, p.repeated, p.pool, p.training, 1, 1)
     names = ("x", "weight", "bias", "conv_bias", "residual", "learned")
     torch.library.opcheck(ops.bn_neuron_op, (*map(leaves.get, names), *constants))
     saved = (p.x, constants[0], None, p.learned)
@@ -178,17 +178,19 @@ def test_opcheck(options):
         torch.library.opcheck(ops.bn_neuron_backward_op, ([p.grad], *saved, *constants[1:], needed))
 
 
-def test_opcheck_of_three_shares(host):
-    y = torch.randn(8, 12, 3, 4, requires_grad=True)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_opcheck_of_three_shares(host, heads):
+    y = torch.randn(8, 12, 3, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.rand(2, 12) + 0.5
     running = ([torch.rand(4) for _ in range(3)] for _ in range(2))
     batches = [torch.tensor(i) for i in range(3)]
     norm = (y.detach(), weight, bias, None, *running, batches, 1e-5, 0.1, 1)
     torch.library.opcheck(ops.batch_norm, norm)
     made = ops.batch_norm(*norm)
-    constants = (0.5, 1.0, 0.0, 4.0, "sigmoid", 4, False, False, True, 3)
+    constants = (0.5, 1.0, 0.0, 4.0, "sigmoid", 4, False, False, True, 3, heads)
     torch.library.opcheck(ops.bn_neuron_op, (y, weight, bias, None, None, None, made, *constants))
-    grads = [torch.randn(8, 4, 3, 4) for _ in range(3)]
+    shape = (8, 2, 12, 2) if heads == 2 else (8, 4, 3, 4)
+    grads = [torch.randn(shape) for _ in range(3)]
     torch.library.opcheck(
         ops.bn_neuron_backward_op, (grads, y.detach(), made, None, None, *constants, True)
     )

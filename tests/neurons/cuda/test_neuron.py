@@ -198,7 +198,7 @@ def test_opcheck(host, learned, dtype):
     real = reference.membrane_dtype(dtype)
     tau = torch.tensor(0.4, dtype=real, requires_grad=True) if learned else None
     neuron = (None if learned else 0.5, 1.0, 0.0, 4.0, "sigmoid")
-    rest = (4, False, False, False, 1)  # steps, repeated, pool, batch_statistics, splits
+    rest = (4, False, False, False, 1, 1)  # steps, repeated, pool, batch_statistics, splits, heads
     none = (None,) * 4
     torch.library.opcheck(ops.bn_neuron_op, (x, *none, tau, None, *neuron, *rest))
     grad = torch.randn_like(x)

@@ -9,7 +9,7 @@ from same import assert_same_step
 from torch import nn
 
 from qkformer.layers import ConvBNNeuron, QKTokenAttention, SpikingSelfAttention
-from qkformer.layers.projections import project
+from qkformer.layers.projections import project, project_to_heads, split_heads
 from qkformer.neurons import IF, LIF, PLIF
 
 T, B, C = 4, 2, 8
@@ -65,6 +65,29 @@ def test_together_as_apart(host, count, bias, neuron, training, last, size):
     host.launched.clear()
     project(list(ours), x)
     assert host.launched.count("forward") == 1
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("count", "heads"), [(2, 4), (3, 2), (3, 1)])
+def test_heads_are_put_apart_by_the_kernel(host, count, heads, last):
+    ours = layers(count, bias=True)
+    x = spikes((T, 3, C, 3, 4))
+    if last:
+        ours.to(memory_format=torch.channels_last)
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (T, 3))
+    theirs = copy.deepcopy(ours)
+    x, x_ = x.clone().requires_grad_(), x.clone().requires_grad_()
+    together = project_to_heads(list(ours), x, heads)
+    apart = [split_heads(layer(x_), heads) for layer in theirs]
+    for one, other in zip(together, apart, strict=True):
+        assert 0 < other.mean() < 1
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+    grads = [torch.randn_like(one) for one in apart]
+    torch.autograd.backward(list(together), grads)
+    torch.autograd.backward(apart, grads)
+    torch.testing.assert_close(x.grad, x_.grad)
+    assert_same_step(ours, theirs)
 
 
 @pytest.mark.parametrize("steps", [1, 16, 40])

@@ -1,4 +1,4 @@
-"""The kernels' machine code for an H100: hardly a spill, loads that wait together, no loop too long.
+"""The kernels' machine code for an H100: few spills, loads that wait together, no loop too long.
 
 It is read, not run. The bounds are what NVRTC 13.0 gives and a tenth more, but 128 registers, of
 which two blocks of 256 threads have enough.
