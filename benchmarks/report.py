@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ def report(folder: Path) -> str:
             if plot.exists():
                 parts.append(f"![{benchmark}](results/{plot.name})")
             parts += [
-                _result(benchmark, label, result) for label, result in machine[benchmark].items()
+                _result(machine["machine"], benchmark, label, result)
+                for label, result in machine[benchmark].items()
             ]
     return "\n\n".join(parts)
 
@@ -141,7 +143,7 @@ def _devices(machine: dict[str, Any]) -> set[str]:
     }
 
 
-def _result(benchmark: str, label: str, result: dict[str, Any]) -> str:
+def _result(machine: str, benchmark: str, label: str, result: dict[str, Any]) -> str:
     if benchmark == "scaling":
         table = scaling(result["points"])
     elif benchmark == "loader":
@@ -153,9 +155,20 @@ def _result(benchmark: str, label: str, result: dict[str, Any]) -> str:
         f"`{result['command']}`, {result['date']}, commit {commit}, "
         f"PyTorch {result['versions']['torch']}, load of the machine {result['load']}"
     )
+    if _crowded(machine, result):
+        source += (
+            "\n\nOther programs kept the cores busy meanwhile: of the times, only the ratios in "
+            "CPU time say something."
+        )
     if "gpu" in result:
         source += f"\n\n{bounds(result)}"
     return f"**{label}**\n\n{table}\n\n{source}"
+
+
+def _crowded(machine: str, result: dict[str, Any]) -> bool:
+    """Whether a processor had twice the work that it could do at once."""
+    cores = re.search(r", (\d+) cores$", machine)
+    return bool(cores) and result["load"] > 2 * int(cores[1])
 
 
 def _table(columns: dict[str, Callable[[Row], str]], rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shlex
 import weakref
 from collections import Counter
@@ -212,6 +213,16 @@ def test_tables_of_the_readme_are_those_of_the_results():
     text = report.README.read_text()
     tables = text.partition(report.BEGIN)[2].partition(report.END)[0]
     assert tables.strip() == report.report(report.RESULTS)
+
+
+@pytest.mark.parametrize("load, crowded", [(1.5, False), (9.0, True)])
+def test_tables_say_where_other_programs_were_busy(tmp_path, monkeypatch, load, crowded):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    run("neuron", tmp_path, f"{ARGUMENTS['neuron']} --no_memory")
+    text = module("report").report(tmp_path)
+    assert f"load of the machine {load}" in text
+    assert ("Other programs kept the cores busy" in text) == crowded
 
 
 @pytest.mark.parametrize("pool", [None, "before"])
