@@ -85,8 +85,9 @@ class Traffic(TorchDispatchMode):
         return tree_map_only(Tensor, lay_out, outputs)
 
     def _count_layout(self, name: str, given: dict[str, Any], last: bool) -> None:
-        layout = torch.channels_last if last else torch.contiguous_format
         for argument, value in given.items():
+            of_heads = argument == "grads" and given.get("heads", 1) > 1
+            layout = torch.channels_last if last and not of_heads else torch.contiguous_format
             for tensor in tree_leaves(value):
                 image = isinstance(tensor, Tensor) and tensor.ndim == 4
                 if image and not tensor.is_contiguous(memory_format=layout):
