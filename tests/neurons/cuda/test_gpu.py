@@ -60,7 +60,12 @@ def test_neurons_agree_with_the_reference(name, T, dtype):
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("steps", [4, 40])
 def test_fused_kernels_agree_with_the_modules(steps, pool, last, dtype):
-    shapes = {(3, 24, 14, 14): False, (2, 8, 9, 7): False, (2, 5, 9, 7): True}
+    shapes = {
+        (3, 24, 14, 14): False,
+        (4, 96, 28, 28): False,
+        (2, 8, 9, 7): False,
+        (2, 5, 9, 7): True,
+    }
     for shape, repeated in shapes.items():
         p = random_problem(
             shape, steps=steps, kind="plif", dtype=dtype, last=last, repeated=repeated, pool=pool
@@ -98,10 +103,12 @@ def test_golden(case, dtype, tolerance):
     assert np.abs(logits - golden[key]).max() <= tolerance * np.abs(golden[key]).max()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", sorted(qkformer.list_models()))
-def test_a_training_step_of_every_model(name):
+def test_a_training_step_of_every_model(name, layout):
     size = 64 if "_10_" in name or "_8_" in name else 32
     models = [make_model(name, backend=b).cuda().train() for b in ("cupy", "torch")]
+    models[0].to(memory_format=layout)
     x = torch.randn(2, models[0].in_chans, size, size, dtype=torch.float64, device="cuda")
     for model in models:
         model(x).square().sum().backward()
