@@ -53,7 +53,7 @@ struct Past {
 
 // current(t, real x[LANES]) fills in the currents of step t; fired(t, bool s[LANES]) takes the
 // spikes.
-template <int LANES = VEC, int UNROLL = STEPS ? STEPS : 1, class Current, class Fired>
+template <int LANES = VEC, int UNROLL = STEPS ? STEPS : 4, class Current, class Fired>
 __device__ __forceinline__ void run(const Neuron& neuron, int steps, Current current, Fired fired) {
     real v[LANES];
 #pragma unroll

@@ -86,20 +86,21 @@ struct Pool {
 #pragma unroll
             for (int k = 7; k >= 0; --k)
                 if (z[k] == largest) place = window.place[k];
-            best.lane[lane] = narrow(order[lane] * largest);
+            real found = order[lane] * largest;
             if (largest != largest) {  // seldom: by the definition
-                best.lane[lane] = in[0].lane[lane];
+                found = widen(in[0].lane[lane]);
                 place = window.place[0];
-                largest = norm[lane](best.lane[lane]);
+                largest = norm[lane](in[0].lane[lane]);
 #pragma unroll
                 for (int k = 1; k < 9; ++k) {
                     const real value = norm[lane](in[k].lane[lane]);
                     if (!(value > largest || value != value)) continue;
-                    best.lane[lane] = in[k].lane[lane];
+                    found = widen(in[k].lane[lane]);
                     place = window.place[k];
                     largest = value;
                 }
             }
+            best.lane[lane] = narrow(found);
             places.lane[lane] = (unsigned char)place;
         }
         return best;
@@ -179,7 +180,7 @@ struct Series {
 
 // Gradient at the windows' maxima, [T or 1, B, C, H', W'], their places, and BatchNorm's sums:
 // dz is zero everywhere else.
-extern "C" __global__ void __launch_bounds__(BLOCK, 2) pooled_backward(const Arguments a) {
+extern "C" __global__ void __launch_bounds__(BLOCK, STEPS > 4 ? 1 : 2) pooled_backward(const Arguments a) {
     __shared__ Sums shared[KEPT][BLOCK];
     const Neuron neuron(a);
     const Share share(a);
