@@ -1,6 +1,7 @@
 """A model with what makes it learn: optimizer, precision, averaged weights, other processes."""
 
 import copy
+import inspect
 import math
 from contextlib import nullcontext
 from typing import Any
@@ -64,10 +65,7 @@ class Learner:
             self.model.compile()
         self.network: nn.Module = self.model
         if world.size > 1:
-            gpu = [device] if device.type == "cuda" else None
-            self.network = DistributedDataParallel(
-                self.model, device_ids=gpu, gradient_as_bucket_view=True
-            )
+            self.network = exchanging_gradients(self.model, device)
 
     def backward(
         self, samples: Tensor, targets: Tensor, *, exchange: bool
@@ -164,3 +162,19 @@ class Learner:
         state = copy.deepcopy(saved["state"])
         groups = [copy.deepcopy(theirs) | ours for ours, theirs in zip(*both, strict=True)]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def exchanging_gradients(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The model, whose processes average their gradients.
+
+    Not their running statistics: nothing reads these before a test, which shares them first.
+    """
+    takes = inspect.signature(DistributedDataParallel).parameters
+    # renamed by PyTorch 2.13
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{buffers: False},
+    )

@@ -107,6 +107,7 @@ def test_processes_stay_equal_in_weights_and_keep_their_own_statistics(two):
     # the main process's are those that are saved, and shared before testing
     running = "stages.0.embed.convs.0.bn.running_mean"
     assert not torch.equal(first["buffers"][running], second["buffers"][running])
+    assert [process["buffers"]["place"] for process in (first, second)] == [0, 1]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ torchrun --nproc_per_node=N two_processes.py FOLDER
 """
 
 import sys
+import warnings
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,10 @@ def trained(
         schedule=ScheduleConfig("one_cycle"),
         compute=ComputeConfig(compile=compiled),
     )
-    learner = Learner(model(frozen, **model_), config, CPU, world)
+    bare = model(frozen, **model_)
+    bare.register_buffer("place", torch.tensor(-1), persistent=False)
+    learner = Learner(bare, config, CPU, world)
+    learner.model.place.fill_(world.rank)
     learner.optimizer = torch.optim.SGD(learner.model.parameters(), lr=0)
     exchanges = []
     if world.size > 1:
@@ -147,6 +151,7 @@ def results(world):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", ".*buffers", FutureWarning)  # of DistributedDataParallel
     register()
     with joined(announced(), CPU) as world:
         found = results(world)
