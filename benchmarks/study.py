@@ -68,8 +68,7 @@ def training_step(config: Config, device: torch.device) -> Step:
     learner.model.train()
 
     def step() -> None:
-        learner.backward(x, y, exchange=True)
-        learner.update(config.optimizer.lr)
+        learner.step([(x, y)], config.optimizer.lr)
 
     return step
 

@@ -273,7 +273,7 @@ class SpikingSelfAttention(nn.Module):
 
 
 def merge_heads(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """[T, B, heads, d, N] -> [T, B, heads d, H, W], laid out as what :func:`split_heads` was given."""
+    """[T, B, heads, d, N] -> [T, B, heads d, H, W], laid out as what was split."""
     if x.is_contiguous():
         return x.flatten(2, 3).unflatten(3, size)
     return x.permute(0, 1, 4, 2, 3).flatten(3).mT.unflatten(3, size)

@@ -20,6 +20,7 @@ from qkformer.training.metrics import EpochMetrics
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
 NEXT = ".next.pth"  # whole, and about to become last.pth
+LONG_STEP = 1.0  # seconds, of which waiting for the other processes is no part worth avoiding
 # in every file from which a run can go on
 RESUMABLE = ("model", "optimizer", "scaler", "random", "history", "best", "progress", "config")
 
@@ -79,17 +80,27 @@ class Checkpoints:
         self.folder, self.state, self.learner, self.config = folder, state, learner, config
         self.inputs, self.world, self.stop = inputs, world, stop
         self.last_save = time.monotonic()
+        self._asked = self.last_save
+        self._answer = lambda: [0, 1]
 
     def due(self) -> bool:
         """Whether any process was asked to stop, or the time since the last checkpoint is over.
 
-        Every process must ask equally often, and all get one answer.
+        Every process must ask equally often, and all get one answer. Where there are several and
+        steps are short, it is the answer to the call before this one, so that nobody waits.
         """
-        seconds = 60 * self.config.checkpoint.minutes
-        late = self.world.is_main and 0 < seconds < time.monotonic() - self.last_save
-        # in all processes at once: 0 go on, 1 save, 2 save and stop
-        self.decision = self.world.largest(2 if self.stop.received else int(late))
-        return self.decision > 0
+        decision, at_once = self._answer()
+        now, seconds = time.monotonic(), 60 * self.config.checkpoint.minutes
+        late = self.world.is_main and not decision and 0 < seconds < now - self.last_save
+        alone_or_long = self.world.size == 1 or now - self._asked > LONG_STEP
+        # 0 go on, 1 save, 2 save and stop
+        wanted = 2 if self.stop.received else int(late)
+        self._asked, self._answer = now, self.world.largest(wanted, int(alone_or_long))
+        if at_once:
+            newer, at_once = self._answer()
+            decision, self._answer = max(decision, newer), lambda: [0, at_once]
+        self.decision = decision
+        return decision > 0
 
     def save_within(self) -> None:
         """Save in the middle of an epoch.

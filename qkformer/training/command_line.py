@@ -36,6 +36,7 @@ TRAINING_ONLY = (  # of these sections
     "model.skip_head",
     "model.drop_path_rate",
     "data.val_fraction",
+    "compute.cuda_graph",
     "compute.grad_checkpointing",
     "compute.sync_batchnorm",
 )

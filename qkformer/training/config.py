@@ -88,6 +88,9 @@ class ComputeConfig:
             on the CPU float32 takes its place); bf16 (on Ampere and newer, or the CPU).
         channels_last: Memory layout of convolutions; auto: on GPUs.
         compile: torch.compile.
+        cuda_graph: Record a training step as one CUDA graph and let this take its place: what
+            limits small models on a GPU is Python. auto does so with one process where it can be
+            done and says why where it cannot; true makes that an error, and does so with several.
         grad_checkpointing: Keep the blocks' inputs only and compute the rest again in backward.
         sync_batchnorm: BatchNorm over the batches of all processes (GPUs only); the published runs
             normalise every process's batch by itself.
@@ -96,6 +99,7 @@ class ComputeConfig:
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     channels_last: Literal["auto"] | bool = "auto"
     compile: bool = False
+    cuda_graph: Literal["auto"] | bool = "auto"
     grad_checkpointing: bool = False
     sync_batchnorm: bool = False
 
@@ -228,6 +232,7 @@ FREE_ON_RESUME = (
     "checkpoint.minutes",
     "compute.channels_last",
     "compute.compile",
+    "compute.cuda_graph",
     "compute.grad_checkpointing",
     "data.download",
     "data.root",

@@ -66,13 +66,24 @@ class World:
                 time.sleep(0.1)
             work.wait()
 
-    def largest(self, value: int) -> int:
-        """The largest of all processes' values. Every process must call it, as all below."""
+    def largest(self, *values: int) -> Callable[[], list[int]]:
+        """The largest of all processes' values, each by itself; nobody waits yet.
+
+        Every process must call it, as all below.
+
+        Returns:
+            What waits until all have called, and gives them.
+        """
         if self.size == 1:
-            return value
-        tensor = torch.tensor(value)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._control)
-        return int(tensor)
+            return lambda: list(values)
+        tensor = torch.tensor(values)
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._control, async_op=True)
+
+        def result() -> list[int]:
+            work.wait()
+            return tensor.tolist()
+
+        return result
 
     def total(self, values: Tensor) -> Tensor:
         """Sum of all processes' tensors, on the CPU."""

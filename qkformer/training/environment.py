@@ -94,11 +94,15 @@ def scales(precision: str, device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context of forward passes."""
+    """The context of forward passes.
+
+    It keeps no copies of weights in half precision: a pass takes each of them once, and none may
+    find its way into a CUDA graph and out again.
+    """
     precision = computed(precision, device)
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])
+    return torch.autocast(device.type, dtype=DTYPES[precision], cache_enabled=False)
 
 
 def peak_memory(device: torch.device) -> float | None:

@@ -1,8 +1,10 @@
 """A model with what makes it learn: optimizer, precision, averaged weights, other processes."""
 
 import copy
+import inspect
 import math
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qkformer.checkpoint.io import CheckpointError
-from qkformer.training.config import Config
+from qkformer.training.config import Config, ConfigError
 from qkformer.training.distributed import World
 from qkformer.training.environment import autocast, scales
+from qkformer.training.graph import CaptureError, GraphedStep, Parts, Results, aside, obstacle
 from qkformer.training.model import prepare_model
 from qkformer.training.objective import Objective
 from qkformer.training.optimizer import create_optimizer
@@ -33,6 +36,7 @@ class Learner:
         model: The bare model on the device, whose state dict has no wrapper's prefixes.
         network: What to call: the model, compiled and exchanging gradients as configured.
         ema: Running mean of the weights, or None.
+        graph: What takes steps as a CUDA graph; None where they are taken as they are written.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Learner:
         world: World,
         teacher: nn.Module | None = None,
     ) -> None:
-        self.config, self.device = config.optimizer, device
+        self.config, self.device, self.say = config.optimizer, device, world.say
         self.model = prepare_model(model, config.compute, device)
         if config.compute.sync_batchnorm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -57,31 +61,68 @@ class Learner:
             self.model.set_distilled_training()
         self.objective = Objective(config.loss, teacher)
         self.precision = config.compute.precision
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scales(self.precision, device))
+        self.scaler = self._new_scaler()
         decay = config.optimizer.ema_decay
         self.ema = ModelEmaV3(self.model, decay=decay) if decay else None
         if config.compute.compile:
             self.model.compile()
+        self.must_graph = config.compute.cuda_graph is True
+        self.graph: GraphedStep | None = None
+        if obstacle(config, device, world.size) is None:
+            self.graph = GraphedStep(self._step, device, world.size)
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"], device=device)
         self.network: nn.Module = self.model
         if world.size > 1:
-            gpu = [device] if device.type == "cuda" else None
-            self.network = DistributedDataParallel(
-                self.model, device_ids=gpu, gradient_as_bucket_view=True
-            )
+            make = partial(exchanging_gradients, self.model, device)
+            self.network = make() if self.graph is None else aside(make, device)
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        enabled = scales(self.precision, self.device)
+        return torch.amp.GradScaler(self.device.type, enabled=enabled)
+
+    def step(self, parts: Parts, rate: float) -> Results:
+        """Learn from the batches of one step.
+
+        Args:
+            parts: For each of the `accumulation_steps` batches, the input of the model, and the
+                targets: class indices [B], or probabilities [B, classes].
+            rate: Learning rate.
+
+        Returns:
+            Loss (mean over the batch) and logits [B, classes] of each, detached; and the 2-norm of
+            the gradient before clipping, which is not finite where the scaler leaves out the step.
+
+        Raises:
+            ConfigError: it cannot be recorded as a CUDA graph, as it must.
+        """
+        for group in self.optimizer.param_groups:
+            own = rate * group.get("lr_scale", 1.0)
+            if isinstance(group["lr"], Tensor):  # where the graph reads it
+                group["lr"].fill_(own)
+            else:
+                group["lr"] = own
+        if self.graph is not None:
+            try:
+                return self.graph(parts)
+            except CaptureError as error:
+                self._give_up_graph(error)
+        return self._step(parts)
+
+    def _step(self, parts: Parts) -> Results:
+        results = []
+        for number, (samples, targets) in enumerate(parts, 1):
+            results.append(self.backward(samples, targets, exchange=number == len(parts)))
+        return results, self.update()
 
     def backward(
         self, samples: Tensor, targets: Tensor, *, exchange: bool
     ) -> tuple[Tensor, Tensor]:
-        """Add the gradient of one of `accumulation_steps` batches.
+        """Add the gradient of one of the batches of a step; arguments and results as of `step`.
 
         Args:
-            samples: Input of the model.
-            targets: Class indices [B], or probabilities [B, classes].
             exchange: Average the gradients added so far over all processes; on the last of the
                 batches of a step.
-
-        Returns:
-            loss (mean over the batch), logits [B, classes], both without a graph.
         """
         inner = isinstance(self.network, DistributedDataParallel) and not exchange
         with self.network.no_sync() if inner else nullcontext():
@@ -92,17 +133,10 @@ class Learner:
             self.scaler.scale(loss / self.config.accumulation_steps).backward()
         return loss.detach(), logits.detach()
 
-    def update(self, rate: float) -> Tensor:
-        """Take a step of the optimizer.
-
-        Args:
-            rate: Learning rate.
-
-        Returns:
-            2-norm of the gradient before clipping; not finite where the scaler leaves out the step.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+    def update(self) -> Tensor:
+        """Take a step of the optimizer; the 2-norm of the gradient before clipping."""
+        if self.graph is not None:
+            self._set_capturable(torch.cuda.is_current_stream_capturing())
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         most = self.config.clip_grad_norm or math.inf
@@ -115,6 +149,28 @@ class Learner:
         if self.ema is not None:
             self.ema.update(self.model)
         return norm
+
+    def _set_capturable(self, value: bool) -> None:
+        """Adam refuses to be recorded untold, and warns if told and not; its step is the same."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = value
+
+    def _give_up_graph(self, error: CaptureError) -> None:
+        """From here on as written. What was recorded has not happened, but some took note of it."""
+        if self.must_graph:
+            raise ConfigError(
+                f"compute.cuda_graph: true, but a step cannot be recorded ({error}); auto and "
+                "false train without"
+            ) from error
+        self.say(f"compute.cuda_graph: auto, without a graph: a step cannot be recorded ({error})")
+        self.graph = None
+        self.optimizer.zero_grad(set_to_none=True)
+        self._set_capturable(False)
+        for name in ("grad_scale", "found_inf"):  # the scaler's words to the optimizer
+            vars(self.optimizer).pop(name, None)
+        scaler, self.scaler = self.scaler, self._new_scaler()
+        self.scaler.load_state_dict(scaler.state_dict())
 
     def tested_models(self, world: World) -> dict[str, nn.Module]:
         """What is tested after an epoch, equal in all processes: "" the model, "ema_" the mean."""
@@ -130,8 +186,10 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes: the weights, the optimizer's and the gradient scaler's state."""
-        learning = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        return self.weights() | learning
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:  # a number for any device
+            group["lr"] = float(group["lr"])
+        return self.weights() | {"optimizer": optimizer, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, in place. What is configured stays as configured.
@@ -146,6 +204,8 @@ class Learner:
                 self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:  # a run that begins to average begins with its own weights
                 self.ema.module.load_state_dict(state.get("state_dict_ema", state["model"]))
+            if self.graph is not None:
+                self.graph.forget()
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError("does not fit the configured model") from error
 
@@ -164,3 +224,19 @@ class Learner:
         state = copy.deepcopy(saved["state"])
         groups = [copy.deepcopy(theirs) | ours for ours, theirs in zip(*both, strict=True)]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def exchanging_gradients(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The model, whose processes average their gradients.
+
+    Not their running statistics: nothing reads these before a test, which shares them first.
+    """
+    takes = inspect.signature(DistributedDataParallel).parameters
+    # renamed by PyTorch 2.13
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{buffers: False},
+    )

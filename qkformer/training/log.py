@@ -20,6 +20,7 @@ from qkformer.training.checkpointing import RunState
 from qkformer.training.config import Config, ConfigError, LogConfig
 from qkformer.training.distributed import World
 from qkformer.training.environment import device_name, peak_memory, precision_remarks
+from qkformer.training.graph import graph_remarks
 from qkformer.training.learner import Learner
 from qkformer.training.metrics import EpochMetrics, TrainingError, not_finite
 from qkformer.training.model import count_parameters
@@ -236,7 +237,8 @@ def introduction(config: Config, data: Data, learner: Learner, world: World) -> 
             f"schedule.warmup_epochs: {config.schedule.warmup_epochs:g}, so that all of epochs: "
             f"{config.epochs} are warm-up and the peak is not reached"
         )
-    return lines + precision_remarks(config.compute.precision, learner.device)
+    lines += precision_remarks(config.compute.precision, learner.device)
+    return lines + graph_remarks(config, learner.device, world.size)
 
 
 def estimate(

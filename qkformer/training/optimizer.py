@@ -116,9 +116,13 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         groups_of, factor = param_groups_layer_decay, {"layer_decay": config.layer_decay}
     exceptions = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups = groups_of(model, config.weight_decay, no_weight_decay_list=exceptions, **factor)
-    # one kernel for all parameters where it exists on the GPU
-    options = {}
-    if any(parameter.is_cuda for parameter in model.parameters()):
-        takes = inspect.signature(get_optimizer_info(config.name).opt_class).parameters
-        options = {"fused": True} if "fused" in takes.keys() - config.args.keys() else {}
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    chosen = "fused" in config.args
+    options = {"fused": True} if on_gpu and is_fused(config) and not chosen else {}
     return config.create(groups, **options)
+
+
+def is_fused(config: OptimizerConfig) -> bool:
+    """Whether a step on a GPU is one kernel for all parameters: where there is such a kernel."""
+    takes = inspect.signature(get_optimizer_info(config.name).opt_class).parameters
+    return "fused" in takes and bool(config.args.get("fused", True))

@@ -36,6 +36,7 @@ from qkformer.training.environment import (
     seed_everything,
 )
 from qkformer.training.evaluate import evaluate
+from qkformer.training.graph import check_graph
 from qkformer.training.learner import Learner
 from qkformer.training.log import (
     RunLog,
@@ -112,6 +113,7 @@ def run_training(
         if file and not Path(file).is_file():
             raise ConfigError(f"{key}: there is no file {file}")
     config.check_rates(alone.size)
+    check_graph(config, device, alone.size)
     with joined(alone, device) as world:
         if options.dry_run:
             world.first(lambda: look_at_folder(options.output))
@@ -222,17 +224,18 @@ def train_one_epoch(run: Run, epoch: int, most_steps: int | None = None) -> None
     with Progress(steps, f"epoch {epoch}", start=first, quiet=not run.world.is_main) as bar:
         for step in range(first + 1, last + 1):
             rate = run.learning_rate(epoch + sampler.fraction(progress.done))
-            for part in range(1, sampler.accumulation + 1):
+            parts, known = [], []
+            for _ in range(sampler.accumulation):
                 batch = progress.next_of(batches)
                 samples = batch.samples.to(device, non_blocking=True)  # [B, C, H, W], events have T
                 labels = batch.targets.to(device, non_blocking=True)  # [B]
-                inputs, targets = run.data.augment(samples, labels, epoch)
-                loss, logits = learner.backward(
-                    inputs, targets, exchange=part == sampler.accumulation
-                )
+                parts.append(run.data.augment(samples, labels, epoch))
+                known.append((labels, len(batch.damaged)))
+            results, norm = learner.step(parts, rate)
+            for (labels, damaged), (loss, logits) in zip(known, results, strict=True):
                 correct = (logits.argmax(1) == labels).sum()
-                progress.add_batch(loss, correct, len(labels), len(batch.damaged))
-            progress.add_step(rate, learner.update(rate), sampler.step_size)
+                progress.add_batch(loss, correct, len(labels), damaged)
+            progress.add_step(rate, norm, sampler.step_size)
 
             save = run.checkpoints is not None and run.checkpoints.due()
             tell = run.log is not None and run.log.due(step)

@@ -389,6 +389,7 @@ LIMITS = [
     ("compute.precision", "fp8", "expected fp32 or fp16 or bf16, got fp8"),
     ("compute.channels_last", "3", "expected auto or bool, got 3"),
     ("compute.compile", "maybe", "expected bool"),
+    ("compute.cuda_graph", "always", "expected auto or bool, got always"),
     ("compute.grad_checkpointing", "2", "expected bool"),
     ("compute.sync_batchnorm", "2", "expected bool"),
     ("checkpoint.minutes", "-1", "must be 0 or more"),

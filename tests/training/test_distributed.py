@@ -5,14 +5,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from training.few import register
 
 from qkformer.training import distributed, main
+from qkformer.training.checkpointing import Checkpoints
 from qkformer.training.config import ConfigError
-from qkformer.training.distributed import ProcessError, World, announced, joined, lost_process
+from qkformer.training.distributed import (
+    ProcessError,
+    StopRequest,
+    World,
+    announced,
+    joined,
+    lost_process,
+)
 from qkformer.training.environment import choose_device
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -98,6 +107,7 @@ def test_processes_stay_equal_in_weights_and_keep_their_own_statistics(two):
     # the main process's are those that are saved, and shared before testing
     running = "stages.0.embed.convs.0.bn.running_mean"
     assert not torch.equal(first["buffers"][running], second["buffers"][running])
+    assert [process["buffers"]["place"] for process in (first, second)] == [0, 1]
 
 
 @pytest.mark.slow
@@ -119,6 +129,33 @@ def test_processes_agree(two):
     division = "ZeroDivisionError: division by zero"
     assert two[0]["first"] == [division, "Unportable: lost twice"]
     assert two[1]["first"] == [division, "RuntimeError: Unportable: lost twice"]
+
+
+class Other(World):
+    """One of two processes; what the other one knows at each of its steps is `says`."""
+
+    def largest(self, *values):
+        theirs = self.says.pop(0)
+        return lambda: [max(pair) for pair in zip(values, theirs, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("says", "decisions"),
+    [
+        ([(0, 0), (0, 0), (2, 0), (0, 0)], [0, 0, 0, 2]),  # known a step later
+        ([(0, 0), (0, 1), (0, 1), (2, 0), (0, 0)], [0, 0, 0, 2]),  # steps were long
+        ([(0, 1), (0, 0), (2, 0), (0, 0)], [0, 0, 0, 2]),  # were, but are so no longer
+        ([(0, 0), (1, 0), (0, 0), (0, 1), (1, 0), (0, 0)], [0, 0, 1, 0, 1, 0]),  # one for each
+    ],
+    ids=["short", "long", "short again", "saving"],
+)
+def test_what_one_process_knows_decides_for_all_without_their_waiting(says, decisions, tmp_path):
+    world = Other(1, 2)
+    object.__setattr__(world, "says", says)
+    config = SimpleNamespace(checkpoint=SimpleNamespace(minutes=30))
+    checkpoints = Checkpoints(tmp_path, None, None, config, None, world, StopRequest())
+    found = [checkpoints.due() and checkpoints.decision for _ in decisions]
+    assert found == decisions
 
 
 # ------------------------------------------------------------------------------ announcements

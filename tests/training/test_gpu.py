@@ -38,6 +38,8 @@ def test_every_precision_trains_and_tests_as_it_reported(tmp_path, precision):
     [
         ["--compute.channels_last", "false"],
         ["--compute.compile", "true"],
+        ["--compute.cuda_graph", "true"],
+        ["--compute.cuda_graph", "false"],
         ["--compute.grad_checkpointing", "true"],
         ["--compute.sync_batchnorm", "true"],
         ["--optimizer.ema_decay", "0.9"],
@@ -45,7 +47,7 @@ def test_every_precision_trains_and_tests_as_it_reported(tmp_path, precision):
         ["--augmentation.erasing_prob", "0.5", "--augmentation.erasing_mode", "pixel"],
         ["--data.workers", "2"],
     ],
-    ids=lambda option: option[0],
+    ids=" ".join,
 )
 def test_every_way_to_train_trains(tmp_path, option):
     assert train(tmp_path, *option)[1]["train_loss"] < 2.5

@@ -172,8 +172,7 @@ def learner(lr=0.1, **optimizer):
 
 
 def step(one):
-    one.backward(torch.eye(4), torch.arange(4) % 3, exchange=True)
-    one.update(0.1)
+    one.step([(torch.eye(4), torch.arange(4) % 3)], 0.1)
 
 
 def test_what_is_configured_wins_over_what_a_checkpoint_was_trained_with():

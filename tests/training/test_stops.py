@@ -164,7 +164,8 @@ def test_all_processes_stop_at_one_step_when_one_is_asked_to(tmp_path, whole_of_
     stopped = start(tmp_path, processes=2, signal_at="1:step:2:SIGUSR1")
     assert stopped.codes == [75, 75]
     assert "process 0: stopped by SIGUSR1 in epoch 0" in stopped.stderr
-    assert read_checkpoint(tmp_path / "run/last.pth")["progress"][0]["steps"] == 2
+    progress = read_checkpoint(tmp_path / "run/last.pth")["progress"]
+    assert {part["steps"] for part in progress} in ({2}, {3})  # the next one, of short steps
     finish(tmp_path, processes=2)
     assert_same(result(tmp_path), whole_of_two)
 

@@ -166,8 +166,8 @@ def test_averaged_weights_are_the_running_mean_of_the_weights():
     history = []
     update = one.update
 
-    def recording(rate):
-        norm = update(rate)
+    def recording():
+        norm = update()
         history.append(one.model.linear.weight.detach().clone())
         return norm
 

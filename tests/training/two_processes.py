@@ -4,6 +4,7 @@ torchrun --nproc_per_node=N two_processes.py FOLDER
 """
 
 import sys
+import warnings
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,10 @@ def trained(
         schedule=ScheduleConfig("one_cycle"),
         compute=ComputeConfig(compile=compiled),
     )
-    learner = Learner(model(frozen, **model_), config, CPU, world)
+    bare = model(frozen, **model_)
+    bare.register_buffer("place", torch.tensor(-1), persistent=False)
+    learner = Learner(bare, config, CPU, world)
+    learner.model.place.fill_(world.rank)
     learner.optimizer = torch.optim.SGD(learner.model.parameters(), lr=0)
     exchanges = []
     if world.size > 1:
@@ -147,6 +151,7 @@ def results(world):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", ".*buffers", FutureWarning)  # of DistributedDataParallel
     register()
     with joined(announced(), CPU) as world:
         found = results(world)
@@ -157,7 +162,7 @@ if __name__ == "__main__":
         found["plain"] = trained(world, **small)
         found["compiled"] = trained(world, **small, compiled=True)
         found["compiled parts"] = torch._dynamo.utils.counters["frames"]["ok"]
-        found["largest"] = [world.largest(value) for value in (world.rank, -world.rank)]
+        found["largest"] = world.largest(world.rank, -world.rank)()
         found["gathered"] = world.gather(f"process {world.rank}")
         found["first"] = []
         for error in (ZeroDivisionError("division by zero"), Unportable("lost", "twice")):

@@ -2,8 +2,8 @@
 
 import functools
 import importlib
-import warnings
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ DTYPES = {
     torch.float64: "FLOAT64",
 }
 BLOCK = 256  # threads; a power of two
+LEGACY_STREAM = 1  # cudaStreamLegacy
 CACHE_REMEDY = "set CUPY_CACHE_DIR to a folder that can be written"
 
 
@@ -143,13 +144,16 @@ def _cupy_unavailable() -> str | None:
 
 @functools.cache
 def _external_stream(pointer: int, device: int) -> Any:
-    """CuPy's view of a stream that PyTorch owns (its streams live as long as the process)."""
-    cupy = importlib.import_module("cupy")
-    with warnings.catch_warnings():
-        # Deprecated since CuPy 14; its successor, Stream.from_external, destroyed the stream with
-        # the view when it was new.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return cupy.cuda.ExternalStream(pointer, device)
+    """CuPy's view of a stream that PyTorch owns (its streams live as long as the process).
+
+    To be made on that device. PyTorch's default stream, 0, goes by CUDA's name for it: 0 is another
+    one to CuPy under CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1.
+    """
+    streams = importlib.import_module("cupy").cuda
+    pointer = pointer or LEGACY_STREAM
+    if hasattr(streams.Stream, "from_external"):  # CuPy 14, which deprecates the other
+        return streams.Stream.from_external(SimpleNamespace(__cuda_stream__=lambda: (0, pointer)))
+    return streams.ExternalStream(pointer, device)
 
 
 @functools.cache

@@ -29,11 +29,11 @@ def fresh():
 def machine(monkeypatch):
     """A machine with a GPU, PyTorch for CUDA 13 and a CuPy that records what it is asked."""
 
-    def build(cuda="13.0", gpu=True, cupy_cuda=13020, nvrtc=13):
+    def build(cuda="13.0", gpu=True, cupy_cuda=13020, nvrtc=13, newest=True):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        fake = FakeCupy(cupy_cuda, nvrtc) if cupy_cuda else None
+        fake = FakeCupy(cupy_cuda, nvrtc, newest) if cupy_cuda else None
         monkeypatch.setitem(sys.modules, "cupy", fake)
         return fake
 
@@ -52,7 +52,7 @@ class FakeStream:
 
 
 class FakeCupy(types.ModuleType):
-    def __init__(self, version, nvrtc):
+    def __init__(self, version, nvrtc, newest):
         super().__init__("cupy")
         self.log = []
 
@@ -64,15 +64,25 @@ class FakeCupy(types.ModuleType):
         self.cuda = types.SimpleNamespace(
             runtime=types.SimpleNamespace(runtimeGetVersion=lambda: version),
             nvrtc=types.SimpleNamespace(getVersion=nvrtc_version),
-            Device=lambda index: self._noted("device", index),
+            Device=self._device,
+            Stream=types.SimpleNamespace(),
             ExternalStream=lambda ptr, index: FakeStream(self.log, (ptr, index)),
         )
+        if newest:  # CuPy 14: a stream of the protocol, of the current device; the other warns
+            self.cuda.ExternalStream = None
+            self.cuda.Stream.from_external = self._from_external
+
+    def _from_external(self, stream):
+        version, pointer = stream.__cuda_stream__()
+        assert version == 0
+        return FakeStream(self.log, (pointer, self.current))
 
     @contextlib.contextmanager
-    def _noted(self, what, value):
-        self.log.append((f"enter {what}", value))
+    def _device(self, index):
+        self.current = index
+        self.log.append(("enter device", index))
         yield
-        self.log.append((f"exit {what}", value))
+        self.log.append(("exit device", index))
 
     def RawModule(self, code, options, backend):
         self.log.append(("compile", options))
@@ -154,9 +164,16 @@ def test_auto_names_what_a_gpu_lacks_once(machine):
     assert len(warned) == 1
 
 
-def test_launches_on_pytorchs_stream_and_device_and_compiles_once(machine, monkeypatch):
-    cupy = machine()
-    stream = types.SimpleNamespace(cuda_stream=77, device=CUDA)
+@pytest.mark.parametrize("newest", [True, False], ids=["CuPy 14", "CuPy 13"])
+@pytest.mark.parametrize(
+    ("pointer", "given"), [(77, 77), (0, 1)], ids=["a stream", "the default stream"]
+)
+def test_launches_on_pytorchs_stream_and_device_and_compiles_once(
+    machine, monkeypatch, newest, pointer, given
+):
+    """The default one by the name that CUPY_CUDA_PER_THREAD_DEFAULT_STREAM leaves alone."""
+    cupy = machine(newest=newest)
+    stream = types.SimpleNamespace(cuda_stream=pointer, device=CUDA)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     variant = loader.Variant("dense", torch.float16, "LIF", 4, 2)
     for blocks in (1, 2):
@@ -168,7 +185,7 @@ def test_launches_on_pytorchs_stream_and_device_and_compiles_once(machine, monke
         "-DLAST=0 -DREPEATED=0 -DSPLITS=1"
     )
     around = [(what, value) for what, value in cupy.log if what not in ("compile", "forward")]
-    once = [("enter device", 1), ("enter stream", (77, 1))]
+    once = [("enter device", 1), ("enter stream", (given, 1))]
     once += [(what.replace("enter", "exit"), value) for what, value in reversed(once)]
     assert around == once * 2
     calls = [args for what, args in cupy.log if what == "forward"]
