@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qkformer.layers import fused
+from qkformer.layers import fused, recompute
 from qkformer.neurons import SpikingNeuron
 
 FEW_CHANNELS = 16  # less than AVX-512's vector of float32
@@ -69,7 +69,7 @@ class ConvBNNeuron(nn.Module):
         steps = time_steps or len(x)
         if steps > len(x) and isinstance(self.bn, nn.SyncBatchNorm):
             x = x.expand(steps, *x.shape[1:])  # its sample count is known to the other ranks only
-        fold, repeats = x.shape[:2], steps // len(x)
+        repeats = steps // len(x)
         x = x.flatten(0, 1)
         if fused.fuses(self.bn, self.neuron, x):
             y, bias = fused.convolve(self.conv, x)
@@ -79,16 +79,20 @@ class ConvBNNeuron(nn.Module):
                 return fused.bn_neuron(self.bn, self.neuron, y, residual=residual, **options)
             y = fused.bn_neuron(self.bn, self.neuron, y, **options)
         else:
-            y = self._batch_norm(self.conv(x), repeats)
-            if self.pool == "before":
-                y = _max_pool(y)
-            y = y.unflatten(0, fold)
-            y = y.expand(steps, *y.shape[1:])
-            if self.neuron is not None:
-                y = self.neuron(y)
+            y = self._torch(self.conv(x), steps, repeats)
         if self.pool == "after":
             y = _max_pool(y.flatten(0, 1)).unflatten(0, y.shape[:2])
         return y if residual is None else residual + y
+
+    def _torch(self, y: Tensor, steps: int, repeats: int) -> Tensor:
+        """What follows the convolution, in plain PyTorch; [T, B, C, H, W]."""
+        pool = self.pool == "before"
+        if recompute.fuses(self.conv, self.bn, self.neuron, y):
+            options = dict(steps=steps, pool=pool, repeats=repeats)
+            return recompute.bn_neuron(self.bn, self.neuron, y, **options)
+        y = self._batch_norm(y, repeats)
+        y = recompute.over_time(_max_pool(y) if pool else y, steps, repeats)
+        return y if self.neuron is None else self.neuron(y)
 
     def _batch_norm(self, x: Tensor, repeats: int) -> Tensor:
         """BatchNorm of [B, C, H, W] that counts every sample ``repeats`` times.
@@ -128,4 +132,4 @@ class SampledConv2d(nn.Conv2d):
 
 
 def _max_pool(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+    return F.max_pool2d(x, *recompute.POOL)

@@ -29,34 +29,61 @@ class SpikeSequence(torch.autograd.Function):
         ctx.save_for_backward(x, *((reciprocal_tau,) if learned else ()))
         ctx.reciprocal_tau = None if learned else reciprocal_tau
         ctx.constants = (v_threshold, v_reset, alpha, surrogate)
-        order = _memory_order(x)
-        rows = _rows(x, order)
-        spikes = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        for scratch, currents, fired in _pieces(2, rows, spikes):
-            u, drive = scratch.unbind()
-            u.fill_(-v_reset)
-            for t in range(len(x)):
-                _charge(u, currents[t], reciprocal_tau, v_reset, drive=drive, out=u)
-                torch.le(u, -v_threshold, out=fired[t])
-                torch.threshold_(u, -v_threshold, -v_reset)
-        return _like(spikes, x, order)
+        return spikes_of(x, reciprocal_tau, v_threshold, v_reset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_spikes):
         x, *learned = ctx.saved_tensors
         reciprocal_tau = learned[0] if learned else ctx.reciprocal_tau
-        order = _memory_order(x)
-        rows, grad_spikes = _rows(x, order), _rows(grad_spikes, order)
-        grad_x = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        T = len(x)
-        lines = T + 1 + (T if learned else 1)
-        grads_tau = [
-            _backward(*piece, reciprocal_tau, *ctx.constants)
-            for piece in _pieces(lines, rows, grad_spikes, grad_x)
-        ]
-        grad_tau = sum(grads_tau) if learned else None
-        return _like(grad_x, x, order), grad_tau, None, None, None, None
+        grads = gradients_of(x, grad_spikes, reciprocal_tau, *ctx.constants)
+        return *grads, None, None, None, None
+
+
+def spikes_of(
+    x: Tensor,
+    reciprocal_tau: float | Tensor | None,
+    v_threshold: float,
+    v_reset: float,
+    *,
+    in_place: bool = False,
+) -> Tensor:
+    """Spikes of currents x [T, ...]; ``in_place``: over x, where its time steps are dense."""
+    order = _memory_order(x)
+    rows = _rows(x, order)
+    spikes = rows if in_place else torch.empty_like(rows, memory_format=torch.contiguous_format)
+    for scratch, currents, fired in _pieces(2, rows, spikes):
+        u, drive = scratch.unbind()
+        u.fill_(-v_reset)
+        for current, out in zip(currents, fired, strict=True):
+            _charge(u, current, reciprocal_tau, v_reset, drive=drive, out=u)
+            torch.le(u, -v_threshold, out=out)
+            torch.threshold_(u, -v_threshold, -v_reset)
+    return _like(spikes, x, order)
+
+
+def gradients_of(
+    x: Tensor,
+    grad_spikes: Tensor,
+    reciprocal_tau: float | Tensor | None,
+    v_threshold: float,
+    v_reset: float,
+    alpha: float,
+    surrogate: str,
+    *,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x, ``in_place`` as for :func:`spikes_of`, and of a learned 1 / tau, or None."""
+    order = _memory_order(x)
+    rows, grad_spikes = _rows(x, order), _rows(grad_spikes, order)
+    grad_x = rows if in_place else torch.empty_like(rows, memory_format=torch.contiguous_format)
+    T, learned = len(x), isinstance(reciprocal_tau, Tensor)
+    lines = T + 1 + (T if learned else 1)
+    grads_tau = [
+        _backward(*piece, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
+        for piece in _pieces(lines, rows, grad_spikes, grad_x)
+    ]
+    return _like(grad_x, x, order), sum(grads_tau) if learned else None
 
 
 def _backward(
