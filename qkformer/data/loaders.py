@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from qkformer.data.samples import Damaged
 from qkformer.data.source import DataConfig, DataError
+from qkformer.data.workers import loading_processes
 from qkformer.text import one_line
 
 Key = tuple[int, int]  # index of a sample, seed of its transform
@@ -250,14 +251,15 @@ def collate(samples: list[tuple[Tensor, int] | Damaged]) -> Batch:
 def _loader(
     dataset: Dataset, batches: Sampler[list[Key]], config: DataConfig, device: torch.device
 ) -> DataLoader:
+    workers = loading_processes(config)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
         generator=torch.Generator(),  # leaves the global random numbers to training
-        num_workers=config.workers,
+        num_workers=workers,
         worker_init_fn=functools.partial(_outlive_signals, _leaving()),
-        persistent_workers=config.workers > 0,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
     loader.named = set()  # samples that could not be read, of which the user was told

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from qkformer.data.loaders import TrainingBatches
 from qkformer.data.registry import Data
+from qkformer.data.workers import advice
 from qkformer.files import write_text
 from qkformer.text import duration, first_sentence
 from qkformer.training.checkpointing import RunState
@@ -42,6 +44,7 @@ class RunLog:
         self.folder, self.state, self.config = folder, state, config
         self.samples_per_epoch = batches.size
         self._last_told = replace(state.progress) if state.progress else EpochMetrics()
+        self._looks, self._advised = 0, False
         done = len(state.history)
         # what curves were told of an epoch that did not reach the checkpoint is withdrawn
         self.epochs = TensorBoard(folder / "tensorboard", done)
@@ -68,11 +71,21 @@ class RunLog:
         if self.wandb:
             values_of_step = {f"step/{key}": value for key, value in values.items()}
             self.wandb.write(values_of_step, epoch + progress.done / self.samples_per_epoch)
+        self._advise(values)
         return (
             f"loss {values['loss']:.3f}  lr {values['lr']:.2e}  "
             f"{values['images_per_second']:.0f} images/s  "
             f"{100 * values['data_wait']:.0f} % waiting for data"
         )
+
+    def _advise(self, values: dict[str, float]) -> None:
+        """Say once what data are waited for; the first look has the loading processes start."""
+        self._looks += 1
+        if self._looks > 1 and not self._advised:
+            line = advice(self.config.data, values["images_per_second"], values["data_wait"])
+            if line is not None:
+                self._advised = True
+                tqdm.write(line)  # above a progress bar
 
     def epoch(self) -> None:
         """Write down the epoch just finished."""

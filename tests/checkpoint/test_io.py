@@ -100,7 +100,7 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path, save, inside_namespace):
     ("value", "name"),
     [
         (Unknown(), f"{__name__}.Unknown"),
-        (pathlib.PurePosixPath("/"), "pathlib.PurePosixPath"),
+        (pathlib.PurePosixPath("/"), f"{pathlib.PurePosixPath.__module__}.PurePosixPath"),
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         (print, "builtins.print"),
     ],

@@ -152,6 +152,17 @@ def test_steps_are_told_of_as_means_since_the_last_time(tmp_path):
     assert not run_log(tmp_path, [], log__every=0).due(50)
 
 
+def test_waiting_for_data_is_explained_once_and_not_of_the_first_steps(tmp_path, capsys):
+    told = run_log(tmp_path, [], log__every=4)
+    said = []
+    for look in range(1, 5):
+        progressed = dict(loss=1.0, seconds=4.0 * look, waited=3.0 * max(1, look - 1))
+        told.state.progress = progress(4 * look, **progressed)
+        told.step(0)
+        said.append(capsys.readouterr().out)
+    assert [text.count("the loader gives") for text in said] == [0, 0, 1, 0]
+
+
 def test_an_epoch_gone_on_with_is_told_of_from_there_on(tmp_path):
     told = run_log(tmp_path, [], progress=progress(6, loss=60.0, seconds=99.0), log__every=4)
     told.state.progress = progress(8, loss=62.0, seconds=100.0)
