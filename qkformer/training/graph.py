@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkformer.text import one_line
+from qkformer.text import first_sentence
 from qkformer.training.config import Config, ConfigError
 from qkformer.training.optimizer import is_fused
 
@@ -152,7 +152,7 @@ def capture(function: Callable[[], Any], device: torch.device) -> Callable[[], A
     """
     graph, side = torch.cuda.CUDAGraph(), _side_stream(device)
     generator = torch.cuda.default_generators[side.device_index]
-    random_numbers = generator.clone_state()
+    random_numbers, reason = generator.clone_state(), None
     try:
         # Where recording fails, torch.cuda.graph does not leave its stream: hence the first one.
         # Only this thread's calls count: one that loads data may pin memory meanwhile.
@@ -160,10 +160,14 @@ def capture(function: Callable[[], Any], device: torch.device) -> Callable[[], A
             torch.cuda.stream(side),
             torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
         ):
-            results = function()
+            try:
+                results = function()
+            except RuntimeError as error:  # the end of the recording may fail too, and says less
+                reason = error
+                raise
     except RuntimeError as error:
-        generator.graphsafe_set_state(random_numbers)  # PyTorch's believes to be recorded still
-        raise CaptureError(one_line(error.__context__ or error)) from error
+        generator.graphsafe_set_state(random_numbers)  # the other believes to be recorded still
+        raise CaptureError(first_sentence(reason or error)) from error
 
     def replay() -> Any:
         graph.replay()

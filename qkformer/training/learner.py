@@ -167,8 +167,6 @@ class Learner:
         self.graph = None
         self.optimizer.zero_grad(set_to_none=True)
         self._set_capturable(False)
-        for name in ("grad_scale", "found_inf"):  # the scaler's words to the optimizer
-            vars(self.optimizer).pop(name, None)
         scaler, self.scaler = self.scaler, self._new_scaler()
         self.scaler.load_state_dict(scaler.state_dict())
 

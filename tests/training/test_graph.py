@@ -5,6 +5,8 @@ A tape on the CPU stands in for the graph, and tensors without content for those
 
 import copy
 import math
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,11 +163,11 @@ def test_other_sizes_and_targets_are_learned_from_as_well_and_recorded_anew(reco
     )
     few, many = WARM_UP + 1, WARM_UP + 2
     steps = [
-        *batches(many),
-        *batches(1, size=3),
-        *batches(WARM_UP),
-        *batches(many, soft=False),
-        *batches(few, accumulation=1),
+        *batches(many, 1),
+        *batches(1, 1, size=3),
+        *batches(WARM_UP, 1),
+        *batches(few, 1, soft=False),
+        *batches(few),
     ]
     rates = RATES * 4
     assert_same(trained(made(), steps, rates), trained(eager(), steps, rates))
@@ -193,7 +195,7 @@ def test_what_goes_on_is_as_what_was_never_stopped(recorded, name, stopped):
     whole = trained(made(**options), steps)
     first, second = made(**options), made(**options)
     half = trained(first, steps[:stopped])
-    second.step(steps[-1], 0.5)  # has even recorded something else
+    trained(second, steps[: WARM_UP + 1])  # has even recorded something else
     second.load_state_dict(half["state"])
     torch.set_rng_state(half["random"])
     results = stepped(second, steps[stopped:], RATES[stopped:])
@@ -269,6 +271,32 @@ def test_a_step_that_cannot_be_recorded_is_taken_all_the_same_and_says_so(
     strict.network.reads = True
     with pytest.raises(ConfigError, match=r"^compute.cuda_graph: true, but a step .* without$"):
         trained(strict, steps)
+
+
+@contextmanager
+def failing_at_its_end(*_, **__):
+    """What torch.cuda.graph does when what is recorded failed."""
+    try:
+        yield
+    finally:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_the_first_error_is_the_reason_and_random_numbers_go_on_as_before(monkeypatch):
+    states = []
+    generator = SimpleNamespace(clone_state=lambda: "before", graphsafe_set_state=states.append)
+    monkeypatch.setattr(torch.cuda, "default_generators", [generator])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", failing_at_its_end)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(graph, "_side_stream", lambda _: SimpleNamespace(device_index=0))
+
+    def function():
+        raise RuntimeError("CUDA error: operation not permitted\nCompile with TORCH_USE_CUDA_DSA")
+
+    with pytest.raises(graph.CaptureError, match=r"^CUDA error: operation not permitted$"):
+        graph.capture(function, CUDA)
+    assert states == ["before"]
 
 
 @pytest.mark.parametrize(

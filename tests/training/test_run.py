@@ -625,9 +625,9 @@ def test_float16_is_for_gpus_and_says_so(tmp_path, config, capsys, uninterrupted
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_synchronised_batch_norm_is_for_gpus(tmp_path, config, capsys):
-    sync = ("--compute.sync_batchnorm", "true")
-    assert "compute.sync_batchnorm" in refused(config, tmp_path / "run", *sync, capsys=capsys)
+@pytest.mark.parametrize("key", ["compute.sync_batchnorm", "compute.cuda_graph"])
+def test_what_is_for_gpus_is_refused(tmp_path, config, capsys, key):
+    assert key in refused(config, tmp_path / "run", f"--{key}", "true", capsys=capsys)
 
 
 def test_both_attentions_are_tested_on_request(tmp_path, config):

@@ -217,7 +217,6 @@ def test_what_ends_torchrun_stops_its_workers_and_nothing_is_lost(tmp_path, whol
     """It hands on the first two; the others end it at once, which its workers notice."""
     run = torchrun(tmp_path, signal_at="0:step:3:PAUSE 1:step:3:PAUSE")
     wait_for(lambda: (tmp_path / "run/last.pth").exists())
-    wait_for(lambda: read_checkpoint(tmp_path / "run/last.pth")["progress"][0]["steps"] == 2)
     run.send_signal(getattr(signal, name))
     _, said = run.communicate(timeout=240)  # until the last worker has closed its end of the pipe
     handled = name in ("SIGTERM", "SIGINT")
