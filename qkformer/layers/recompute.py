@@ -65,7 +65,7 @@ def bn_neuron(
     """
     tau, *constants = neuron.constants.values()
     if isinstance(bn, nn.Identity):
-        x = over_time(F.max_pool2d(y, *POOL) if pool else y, steps, repeats)
+        x = over_time(_max_pool(y) if pool else y, steps, repeats)
         return spikes_of(x, tau, *constants[:2], in_place=repeats == 1)
     batch_statistics = bn.training or bn.running_mean is None
     mean, var = (
@@ -83,7 +83,7 @@ class _Spikes(torch.autograd.Function):
         ctx.tau, ctx.constants, ctx.options = None if learned else tau, constants, options
         eps, _, pool, steps, repeats = options
         x = F.batch_norm(y, mean, var, weight, bias, eps=eps)
-        x = over_time(F.max_pool2d(x, *POOL) if pool else x, steps, repeats)
+        x = over_time(_max_pool(x) if pool else x, steps, repeats)
         return spikes_of(x, tau, *constants[:2], in_place=repeats == 1)
 
     @staticmethod
@@ -92,8 +92,9 @@ class _Spikes(torch.autograd.Function):
         y, weight, bias, mean, var, learned = ctx.saved_tensors
         tau = ctx.tau if learned is None else learned
         eps, batch_statistics, pool, steps, repeats = ctx.options
-        x = normed = F.batch_norm(y, mean, var, weight, bias, eps=eps)
+        x = F.batch_norm(y, mean, var, weight, bias, eps=eps)
         if pool:
+            normed = x.contiguous(memory_format=torch.channels_last)
             x, indices = F.max_pool2d(normed, *POOL, return_indices=True)
         x = over_time(x, steps, repeats)
         in_place = repeats == 1
@@ -109,6 +110,11 @@ class _Spikes(torch.autograd.Function):
             *(grad, y, weight, mean, var, mean, (var + eps).rsqrt()), batch_statistics, eps, needed
         )
         return *grads, None, None, grad_tau, None, None
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    """Channels last, which PyTorch pools 15 times faster; so is what follows."""
+    return F.max_pool2d(x.contiguous(memory_format=torch.channels_last), *POOL)
 
 
 def over_time(x: Tensor, steps: int, repeats: int) -> Tensor:

@@ -109,10 +109,11 @@ def _backward(
     later, grad_tau = None, 0.0
     for t in reversed(range(len(x))):
         here = u[t]
-        torch.gt(here, -v_threshold, out=kept)
+        if later is not None:  # what reaches this step passes where it did not fire
+            torch.ops.aten.threshold_backward(later, here, -v_threshold, grad_input=kept)
         grad_v = slope(here, grad_spikes[t].to(u.dtype))
         if later is not None:
-            grad_v.addcmul_(later.mul_(leak), kept)
+            grad_v.add_(kept.mul_(leak))
         later = grad_v  # but for the factor
         torch.mul(grad_v, scale, out=grad_x[t])
         if learned:  # dv[t] / d(1 / tau) = x[t] - (v[t-1] - v_reset)
@@ -212,7 +213,7 @@ def _pieces(lines: int, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     n = rows[0].shape[1]
     length = max(n, 1)
     if rows[0].device.type == "cpu" and not torch.compiler.is_compiling():
-        length = 2 * GRAIN_SIZE * torch.get_num_threads()
+        length = 4 * GRAIN_SIZE * torch.get_num_threads()
     dtype = membrane_dtype(rows[0].dtype)
     scratch = torch.empty(lines * min(n, length), dtype=dtype, device=rows[0].device)
     for piece in zip(*(r.split(length, dim=1) for r in rows), strict=True):
