@@ -125,7 +125,7 @@ def bn_neurons(
 
 def masks(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:
     """Whether :func:`mask` can stand for the steps it names; errors as :func:`fuses`."""
-    return q.dtype == k.dtype and _in_kernels(neuron, q)
+    return q.dtype == k.dtype and q.shape == k.shape and _in_kernels(neuron, q)
 
 
 def mask(neuron: SpikingNeuron, q: Tensor, k: Tensor, *, heads: int | None) -> Tensor:
@@ -154,6 +154,9 @@ def _norm(
     first = bns[0]
     if isinstance(first, nn.Identity):
         return dict(conv_bias=conv_bias)
+    channels = sum(bn.num_features for bn in bns)
+    if channels != y.shape[1]:  # the kernels would write beyond the running statistics
+        raise ValueError(f"BatchNorm of {channels} channels, got {tuple(y.shape)}")
     real = membrane_dtype(y.dtype)
     parameters = _joined([bn.weight for bn in bns]), _joined([bn.bias for bn in bns]), conv_bias
     weight, bias, conv_bias = (ops.in_real(parameter, real) for parameter in parameters)
@@ -190,7 +193,8 @@ def _batch_norm(
     tracked = [bn for bn in bns if bn.training and bn.track_running_stats]
     # none where a checkpointed batch runs again
     batches = [bn.num_batches_tracked for bn in tracked if bn.num_batches_tracked is not None]
-    if momentum is None:  # the average over all batches
+    if momentum is None:  # the average over all batches; none counted: as PyTorch's, unchanged
+        momentum = None if batches else 0.0
         for count in batches:
             count.add_(1)
     buffers = [[getattr(bn, name) for bn in tracked] for name in RUNNING]

@@ -75,9 +75,13 @@ def _fuses(layer: ConvBNNeuron, x: Tensor) -> bool:
 
 
 def _alike(layers: Sequence[ConvBNNeuron]) -> bool:
-    """Whether the layers differ in nothing but their parameters' values; PLIF's tau is one."""
+    """Whether the layers differ in nothing but their parameters' values; PLIF's tau is one.
+
+    Not where one BatchNorm stands in two: its statistics are of one batch after the other.
+    """
     kinds = {type(layer.neuron) for layer in layers}
-    return kinds in ({LIF}, {IF}) and len({_traits(layer) for layer in layers}) == 1
+    apart = len({id(layer.bn) for layer in layers}) == len(layers)
+    return apart and kinds in ({LIF}, {IF}) and len({_traits(layer) for layer in layers}) == 1
 
 
 def _traits(layer: ConvBNNeuron) -> tuple:
@@ -86,5 +90,5 @@ def _traits(layer: ConvBNNeuron) -> tuple:
     of_norm = (type(bn),)
     if isinstance(bn, nn.BatchNorm2d):
         tracks = bn.track_running_stats, bn.running_mean is None, bn.num_batches_tracked is None
-        of_norm = (bn.eps, bn.momentum, bn.training, *tracks, bn.weight is None)
+        of_norm = (bn.eps, bn.momentum, bn.training, *tracks, bn.weight is None, bn.bias is None)
     return (*of_conv, *of_norm, *layer.neuron.constants.values())

@@ -250,6 +250,9 @@ class Call:
 def forward(call: Call, residual: Tensor | None) -> list[Tensor]:
     """Spikes, or residual + spikes, [T * B, C / splits, H', W'] of every share, or its heads."""
     outs = empty_outputs(call.y, call.steps, call.repeated, call.pool, call.splits, call.heads)
+    if residual is not None and residual.shape != outs[0].shape:  # or the kernel reads beyond it
+        shapes = f"{tuple(outs[0].shape)}, got {tuple(residual.shape)}"
+        raise ValueError(f"the residual must be of the spikes' shape {shapes}")
     if outs[0].numel():
         residual = None if residual is None else like(residual, outs[0])
         plan = call.plan(residual, *outs)

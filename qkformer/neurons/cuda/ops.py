@@ -239,7 +239,7 @@ def bn_neuron(
         with a pool, else H. Of several heads [T * B, heads, H * W, C / splits / heads], contiguous.
 
     Raises:
-        ValueError: 2^31 values or more in a time step.
+        ValueError: 2^31 values or more in a time step; a residual of another shape.
     """
     real = membrane_dtype(y.dtype)
     learned = reciprocal_tau.to(real) if isinstance(reciprocal_tau, Tensor) else None

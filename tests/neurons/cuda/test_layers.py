@@ -177,6 +177,28 @@ def test_one_value_per_channel_is_batch_norms_own_error(host):
         ours(torch.randn(1, 1, 3, 1, 1, dtype=torch.float64), time_steps=T)
 
 
+def test_an_average_of_batches_that_nothing_counts_stays(host):
+    """As in PyTorch's BatchNorm; the kernel would read the count."""
+    ours, _ = pair()
+    ours.bn.momentum = ours.bn.num_batches_tracked = None
+    expected = copy.deepcopy(ours.bn)
+    x = torch.randn(T, B, 3, 4, 6, dtype=torch.float64)
+    assert 0 < ours(x).mean() < 1
+    expected(ours.conv(x.flatten(0, 1)))
+    torch.testing.assert_close(ours.bn.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def test_tensors_of_other_shapes_are_refused(host):
+    """Which on a GPU would be read and written beyond their ends."""
+    ours, _ = pair()
+    x = torch.randn(T, B, 3, 4, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match="of the spikes' shape"):
+        ours(x, residual=ours(x)[:1])
+    ours.bn = nn.BatchNorm2d(4).double()
+    with pytest.raises(ValueError, match="BatchNorm of 4 channels"):
+        ours(x)
+
+
 def test_constant_channels_keep_a_variance_of_zero(host):
     ours, _ = pair(torch.float32)
     ours.conv.weight.data.zero_()

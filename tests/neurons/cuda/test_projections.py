@@ -114,11 +114,13 @@ def test_every_precision(host, dtype):
         lambda ones: setattr(ones[1].neuron, "v_threshold", 0.5),
         lambda ones: setattr(ones[2], "neuron", PLIF(backend="cupy").double()),
         lambda ones: setattr(ones[0], "bn", nn.BatchNorm2d(C, eps=1e-3).double()),
+        lambda ones: ones[0].bn.register_parameter("bias", None),
+        lambda ones: setattr(ones[1], "bn", ones[0].bn),
         lambda ones: ones[2].neuron.register_forward_hook(lambda *_: None),
         lambda ones: ones[2].register_forward_hook(lambda *_: None),
         lambda ones: setattr(ones[0].neuron, "backend", "torch"),
     ],
-    ids=["mode", "threshold", "plif", "eps", "neuron-hook", "hook", "backend"],
+    ids=["mode", "threshold", "plif", "eps", "bias", "shared", "neuron-hook", "hook", "backend"],
 )
 def test_layers_that_differ_go_one_by_one(host, change):
     ours = layers()

@@ -7,6 +7,7 @@ import torch
 from mask_reference import mask_problem, masks_agree, qk_mask_steps
 
 from qkformer.layers import QKChannelAttention, QKTokenAttention
+from qkformer.layers.attention import SpikeMask
 from qkformer.neurons import IF, LIF, PLIF
 from qkformer.neurons.cuda import loader
 from qkformer.neurons.cuda import qk_mask as kernels
@@ -125,6 +126,14 @@ def test_opcheck(host, heads, learned):
     torch.library.opcheck(qk_mask_op, (q.requires_grad_(), k.requires_grad_(), tau, *constants))
     inputs = (grad, q.detach(), k.detach(), tau.detach() if learned else None)
     torch.library.opcheck(qk_mask_backward_op, (*inputs, *constants))
+
+
+def test_more_channels_than_were_summed_go_through_the_steps(host):
+    q, k = ((torch.rand(4, 2, c, 3, 3) < 0.4).float() for c in (4, 8))
+    ours, theirs = (SpikeMask(2)(q, k, LIF(backend=backend)) for backend in ("cupy", "torch"))
+    assert 0 < theirs.mean() < k.mean()
+    assert torch.equal(ours, theirs)
+    assert "qk_mask" not in host.launched
 
 
 @pytest.mark.parametrize("heads", [2, None])
