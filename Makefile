@@ -1,6 +1,7 @@
 # make demo    train and evaluate a small QKFormer on scikit-learn's digits, on the CPU
 # make check   lint and the tests that are not slow: for every edit
 # make test    lint and the whole test suite
+# make test-oldest    the suite with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make docs    the manual, in build/docs; a warning is an error
 # make dist    wheel and source distribution, in dist
 # All create .venv on first use; PYTHON=/path/to/python3.x chooses the interpreter.
@@ -9,9 +10,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CONSTRAINTS := constraints.txt
 DEMO := runs/demo_digits
 
-.PHONY: demo check test docs lint format dist clean
+.PHONY: demo check test test-oldest suite docs lint format dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/python cifar10/train.py --config configs/demo_digits.yml --output $(DEMO) --resume auto
@@ -24,7 +26,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist work
 check: lint
 	$(PYTEST) -m "not slow"
 
-test: lint
+test: lint suite
+
+test-oldest:
+	$(MAKE) suite VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+suite: $(INSTALLED)
 	$(PYTEST)
 
 docs: $(INSTALLED)
@@ -43,11 +50,11 @@ dist: $(INSTALLED)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache
 
-$(INSTALLED): setup.py pyproject.toml constraints.txt
+$(INSTALLED): setup.py pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "qkformer needs Python >= 3.11; say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,test,dev]'
 	@touch $@

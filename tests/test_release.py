@@ -40,7 +40,8 @@ def run(*command, cwd):
 def dist(tmp_path_factory):
     """Both, built in a copy of the repository: nothing is fetched, nothing is left here."""
     copy = tmp_path_factory.mktemp("dist") / "repository"
-    made = {".git", ".venv", "runs", "data", "build", "dist", ".pytest_cache", ".ruff_cache"}
+    made = {".git", "runs", "data", "build", "dist", ".pytest_cache", ".ruff_cache"}
+    made |= {".venv", ".venv-oldest"}
 
     def left_out(folder, names):
         kept = set() if Path(folder) != ROOT else made
@@ -89,7 +90,8 @@ def test_the_source_distribution_has_what_its_tests_need(dist):
     for pattern in ("tests/**/*.py", "tests/golden/**/*.npz", "configs/**/*.yml", "*/train.py"):
         wanted = {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)}
         assert wanted and wanted <= names
-    assert {"Makefile", "LICENSE", "CITATION.cff", "constraints.txt", "docs/hub.md"} <= names
+    assert {"constraints.txt", "constraints-oldest.txt"} <= names
+    assert {"Makefile", "LICENSE", "CITATION.cff", "docs/hub.md"} <= names
 
 
 @pytest.mark.slow
