@@ -244,3 +244,23 @@ def test_statistics(host, shape, last, repeats, dtype):
     fixed = ops.fixed_norm(*parameters, [zero], [one], 1e-5)
     torch.testing.assert_close(fixed[0], zero - conv_bias)
     torch.testing.assert_close(fixed[3], (one + 1e-5).rsqrt())
+
+
+def test_one_value_far_from_all_others_costs_the_variance_no_digits(host, monkeypatch):
+    """It is the first that a thread reads, of many."""
+    monkeypatch.setattr(launch, "REDUCING_BLOCKS", 1)
+    launch.plan.cache_clear()
+    y = torch.randn(1, 1, 128, 256, generator=torch.Generator().manual_seed(0))
+    y[..., 0, 0] = 300.0
+    invstd = ops.batch_norm(y, None, None, None, [], [], [], 0.0, 0.1, 1)[3]
+    expected = y.double().var(correction=0).rsqrt()
+    torch.testing.assert_close(invstd[0].double(), expected, rtol=5e-6, atol=0)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("pool", [False, True])
+def test_blocks_as_on_a_gpu(monkeypatch, pool, last):
+    """More parts of a sum than a block of the tables' has rows."""
+    monkeypatch.setattr(loader, "BLOCK", 256)
+    shape = (4, 8, 48, 80) if pool else (2, 8, 24, 40)
+    agree(random_problem(shape, steps=4, kind="lif", dtype=torch.float32, last=last, pool=pool))
