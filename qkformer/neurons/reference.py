@@ -69,7 +69,8 @@ def exporting() -> bool:
 
     By ``torch.export`` (and so by ``torch.onnx.export``), or by ``torch.jit.trace``.
     """
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    # not is_exporting(), which torch.compile of PyTorch 2.7 and 2.8 takes to be always true
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
 def step(
