@@ -84,7 +84,7 @@ class Call:
         given = self.given
         kept = [key for key in ("pool", "repeated", "residual") if given.get(key)]
         kept += [f"splits={given['splits']}"] if given.get("splits", 1) > 1 else []
-        kept += [f"heads={given['heads']}"] if "heads" in given else []
+        kept += [f"heads={given['heads']}"] if given.get("heads", 1) != 1 else []
         return ",".join(kept)
 
 

@@ -81,7 +81,7 @@ class ConvBNNeuron(nn.Module):
         else:
             y = self._torch(self.conv(x), steps, repeats)
         if self.pool == "after":
-            y = _max_pool(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+            y = recompute.max_pool(y.flatten(0, 1)).unflatten(0, y.shape[:2])
         return y if residual is None else residual + y
 
     def _torch(self, y: Tensor, steps: int, repeats: int) -> Tensor:
@@ -91,7 +91,7 @@ class ConvBNNeuron(nn.Module):
             options = dict(steps=steps, pool=pool, repeats=repeats)
             return recompute.bn_neuron(self.bn, self.neuron, y, **options)
         y = self._batch_norm(y, repeats)
-        y = recompute.over_time(_max_pool(y) if pool else y, steps, repeats)
+        y = recompute.over_time(recompute.max_pool(y) if pool else y, steps, repeats)
         return y if self.neuron is None else self.neuron(y)
 
     def _batch_norm(self, x: Tensor, repeats: int) -> Tensor:
@@ -129,7 +129,3 @@ class SampledConv2d(nn.Conv2d):
             return super()._conv_forward(input, weight, bias)
         rows, columns = self.stride
         return F.conv2d(input[..., ::rows, ::columns], weight, bias, groups=self.groups)
-
-
-def _max_pool(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, *recompute.POOL)

@@ -37,7 +37,7 @@ def fuses(conv: nn.Module, bn: nn.Module, neuron: nn.Module | None, y: Tensor) -
         and not (hooked(bn) or hooked(neuron) or nn.modules.module._has_any_global_hook())
         and y.device.type == "cpu"
         and y.numel() > 0
-        and not (torch.compiler.is_compiling() or reference.exporting())
+        and not _recorded()
         and resolve_backend(neuron.backend, y.device, y.dtype) == "torch"
     )
 
@@ -65,7 +65,7 @@ def bn_neuron(
     """
     tau, *constants = neuron.constants.values()
     if isinstance(bn, nn.Identity):
-        x = over_time(_max_pool(y) if pool else y, steps, repeats)
+        x = over_time(max_pool(y) if pool else y, steps, repeats)
         return spikes_of(x, tau, *constants[:2], in_place=repeats == 1)
     batch_statistics = bn.training or bn.running_mean is None
     mean, var = (
@@ -83,7 +83,7 @@ class _Spikes(torch.autograd.Function):
         ctx.tau, ctx.constants, ctx.options = None if learned else tau, constants, options
         eps, _, pool, steps, repeats = options
         x = F.batch_norm(y, mean, var, weight, bias, eps=eps)
-        x = over_time(_max_pool(x) if pool else x, steps, repeats)
+        x = over_time(max_pool(x) if pool else x, steps, repeats)
         return spikes_of(x, tau, *constants[:2], in_place=repeats == 1)
 
     @staticmethod
@@ -112,9 +112,16 @@ class _Spikes(torch.autograd.Function):
         return *grads, None, None, grad_tau, None, None
 
 
-def _max_pool(x: Tensor) -> Tensor:
-    """Channels last, which PyTorch pools 15 times faster; so is what follows."""
-    return F.max_pool2d(x.contiguous(memory_format=torch.channels_last), *POOL)
+def max_pool(x: Tensor) -> Tensor:
+    """Of kernel 3, stride 2 and padding 1; on the CPU channels last, which PyTorch pools 15 times
+    faster, and so is what follows."""
+    if x.device.type == "cpu" and not _recorded():
+        x = x.contiguous(memory_format=torch.channels_last)
+    return F.max_pool2d(x, *POOL)
+
+
+def _recorded() -> bool:
+    return torch.compiler.is_compiling() or reference.exporting()
 
 
 def over_time(x: Tensor, steps: int, repeats: int) -> Tensor:

@@ -102,8 +102,11 @@ class SpikingNeuron(base.MemoryModule):
     @property
     def in_kernels(self) -> bool:
         """Whether the fast implementations know this neuron, that is, compute the same."""
-        known = type(self).multi_step_forward is SpikingNeuron.multi_step_forward
-        return known and not self._beyond_kernels
+        own, base = type(self), SpikingNeuron
+        changed = (
+            own.forward is not base.forward or own.multi_step_forward is not base.multi_step_forward
+        )
+        return not changed and not self._beyond_kernels
 
     @property
     def _beyond_kernels(self) -> bool:

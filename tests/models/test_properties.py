@@ -247,7 +247,7 @@ for enable in (True, False):
 def test_gradient_checkpointing_saves_memory():
     output = subprocess.check_output([sys.executable, "-c", PEAK_MEMORY])
     with_it, without_it = map(int, output.split())
-    assert with_it < 0.75 * without_it
+    assert with_it < 0.85 * without_it
 
 
 @pytest.mark.slow
