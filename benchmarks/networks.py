@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import qkformer
 from benchmarks.measure import Step
 from qkformer.training.environment import DTYPES, autocast
+from qkformer.training.graph import WARM_UP, aside, capture
 
 # embed_dim and heads of the models that SpikingJelly's class can be told to be
 PEERS = {"qkformer_10_384": (384, 6), "qkformer_10_512": (512, 8), "qkformer_10_768": (768, 12)}
@@ -114,7 +115,7 @@ def training_step(network: Callable[[Setting], nn.Module], setting: Setting) -> 
         if network is peer_network:  # ours keep no state
             functional.reset_net(model)
 
-    return as_graph(step) if setting.graphed else step
+    return as_graph(step, setting.device) if setting.graphed else step
 
 
 def _optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
@@ -143,26 +144,18 @@ def inference_step(network: Callable[[Setting], nn.Module], setting: Setting) ->
         if network is peer_network:
             functional.reset_net(model)
 
-    return as_graph(step) if setting.graphed else step
+    return as_graph(step, setting.device) if setting.graphed else step
 
 
-def as_graph(step: Step) -> Step:
+def as_graph(step: Step, device: torch.device) -> Step:
     """A step on a GPU as the replay of one CUDA graph; its tensors stay where the graph has them.
 
     Raises:
-        RuntimeError: something in it cannot be captured.
+        CaptureError: something in it cannot be captured.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # compiles kernels, chooses convolutions
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # the stream twice: where recording fails, torch.cuda.graph does not leave its own
-    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
-        step()
-    return graph.replay
+    for _ in range(WARM_UP):  # compiles kernels, chooses convolutions
+        aside(step, device)
+    return capture(step, device)
 
 
 def _prepared(model: nn.Module, setting: Setting) -> nn.Module:

@@ -18,33 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import qkformer
+from benchmarks.null_launcher import null_launcher
 from benchmarks.roofline import CEILINGS, PUBLISHED_SIZE
 from qkformer.neurons.cuda.layout import channels_last
-from qkformer.neurons.cuda.loader import LAUNCHERS
 
 NOTHING = ("empty", "new_empty", "zeros", "zeros_like", "empty_like", "_unsafe_view")
 COPIES = ("clone", "copy_")
 
 
-class NoLauncher:
-    """For meta tensors, which have shapes but no values."""
-
-    def unavailable(self) -> None:
-        """Nothing is missing."""
-
-    def launch(self, *_arguments, **_more) -> None:
-        """Operators of meta tensors stop at the shape of their output."""
-
-
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """New tensors are on the meta device, where CuPy's kernels seem to run."""
-    LAUNCHERS["meta"] = NoLauncher()
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        del LAUNCHERS["meta"]
+    with null_launcher("meta"), torch.device("meta"):
+        yield
 
 
 class Traffic(TorchDispatchMode):

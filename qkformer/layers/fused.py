@@ -38,7 +38,7 @@ def fuses(bn: nn.Module, neuron: nn.Module | None, x: Tensor) -> bool:
         type(bn) in (nn.BatchNorm2d, nn.Identity)
         and not hooked(bn)
         and x.numel() > 0
-        and _in_kernels(neuron, x)
+        and runs_on("cupy", neuron, x)
     )
 
 
@@ -125,7 +125,7 @@ def bn_neurons(
 
 def masks(neuron: nn.Module, q: Tensor, k: Tensor) -> bool:
     """Whether :func:`mask` can stand for the steps it names; errors as :func:`fuses`."""
-    return q.dtype == k.dtype and q.shape == k.shape and _in_kernels(neuron, q)
+    return q.dtype == k.dtype and q.shape == k.shape and runs_on("cupy", neuron, q)
 
 
 def mask(neuron: SpikingNeuron, q: Tensor, k: Tensor, *, heads: int | None) -> Tensor:
@@ -134,14 +134,28 @@ def mask(neuron: SpikingNeuron, q: Tensor, k: Tensor, *, heads: int | None) -> T
     return qk_mask(q, k, heads=heads, **neuron.constants)
 
 
-def _in_kernels(neuron: nn.Module | None, x: Tensor) -> bool:
+def runs_on(backend: str, neuron: nn.Module | None, x: Tensor) -> bool:
+    """Whether it is a multi-step neuron without hooks, whose currents like ``x`` ``backend`` would
+    take; errors as :func:`fuses`."""
     return (
         isinstance(neuron, SpikingNeuron)
         and neuron.in_kernels
         and neuron.step_mode == "m"
         and not hooked(neuron)
-        and resolve_backend(neuron.backend, x.device, x.dtype) == "cupy"
+        and resolve_backend(neuron.backend, x.device, x.dtype) == backend
     )
+
+
+def check_values(y: Tensor) -> None:
+    """BatchNorm's own error where a batch [N, C, H, W] has no variance.
+
+    Raises:
+        ValueError: one value per channel.
+    """
+    if y.numel() == y.shape[1]:
+        raise ValueError(
+            f"BatchNorm needs more than 1 value per channel in training, got {tuple(y.shape)}"
+        )
 
 
 def _norm(
@@ -184,11 +198,8 @@ def _batch_norm(
     conv_bias: Tensor | None,
     repeats: int,
 ) -> Tensor:
+    check_values(y)
     real = membrane_dtype(y.dtype)
-    if y.numel() == y.shape[1]:
-        raise ValueError(
-            f"BatchNorm needs more than 1 value per channel in training, got {tuple(y.shape)}"
-        )
     momentum, eps = bns[0].momentum, bns[0].eps
     tracked = [bn for bn in bns if bn.training and bn.track_running_stats]
     # none where a checkpointed batch runs again

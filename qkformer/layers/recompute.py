@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qkformer.layers.fused import hooked
+from qkformer.layers.fused import check_values, hooked, runs_on
 from qkformer.neurons import SpikingNeuron, reference
-from qkformer.neurons.functional import resolve_backend
 from qkformer.neurons.sequence import gradients_of, spikes_of
 
 POOL = (3, 2, 1)  # kernel, stride, padding
@@ -31,14 +30,11 @@ def fuses(conv: nn.Module, bn: nn.Module, neuron: nn.Module | None, y: Tensor) -
     folded = type(bn) is nn.Identity and isinstance(conv, nn.Conv2d) and not hooked(conv)
     return (
         (type(bn) is nn.BatchNorm2d or (folded and not y.requires_grad))
-        and isinstance(neuron, SpikingNeuron)
-        and neuron.in_kernels
-        and neuron.step_mode == "m"
-        and not (hooked(bn) or hooked(neuron) or nn.modules.module._has_any_global_hook())
+        and not (hooked(bn) or nn.modules.module._has_any_global_hook())
         and y.device.type == "cpu"
         and y.numel() > 0
         and not _recorded()
-        and resolve_backend(neuron.backend, y.device, y.dtype) == "torch"
+        and runs_on("torch", neuron, y)
     )
 
 
@@ -133,11 +129,8 @@ def over_time(x: Tensor, steps: int, repeats: int) -> Tensor:
 @torch.no_grad()
 def _statistics(bn: nn.BatchNorm2d, y: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance [C] of the batch; the running statistics take them in."""
+    check_values(y)
     n = y.numel() // y.shape[1]
-    if n == 1:
-        raise ValueError(
-            f"BatchNorm needs more than 1 value per channel in training, got {tuple(y.shape)}"
-        )
     like = bn.weight if bn.running_mean is None else bn.running_mean  # in dtype, for 16-bit y
     spare = [like if like is None else torch.zeros_like(like) for _ in range(2)]
     mean, var = torch.batch_norm_update_stats(y, *spare, 0.0)

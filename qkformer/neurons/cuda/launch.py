@@ -219,11 +219,11 @@ class Call:
         partial: Tensor | None = None,
         gradients: Tensor | None = None,
     ) -> None:
-        """See Arguments in norm.cuh; ``gradients`` is the table that :func:`sums` gives."""
+        """See Arguments in norm.cuh; ``gradients`` is what :func:`tables.gradients` gives."""
         blocks, sizes = grid
         work = self.work(plan, blocks) if kernel in KEEPING else None
         argument = _STRUCTS[self.real].pack(
-            self.y.data_ptr(), *_three(given), *_three(made), pointer(places), pointer(partial),
+            self.y.data_ptr(), *three(given), *three(made), pointer(places), pointer(partial),
             pointer(work), *self._norm(), *rows(gradients, 4, 2), pointer(self.neuron.learned),
             *self.neuron.reals, *sizes,
         )  # fmt: skip
@@ -262,7 +262,7 @@ def forward(call: Call, residual: Tensor | None) -> list[Tensor]:
 
 
 def reduce(call: Call, grads: Sequence[Tensor]) -> Tensor:
-    """Parts of the sums over the gradient dz of the neuron's current, for :func:`tables.sums`."""
+    """Parts of the sums over the gradient dz of the neuron's current, for ``tables.gradients``."""
     plan = call.plan(*grads)
     partial = call.partial(plan)
     call.launch("reduce", plan, plan.reducing, given=grads, partial=partial)
@@ -336,5 +336,6 @@ def rows(table: Tensor | None, first: int, count: int) -> tuple[int, ...]:
     return tuple(start + i * row for i in range(first, first + count))
 
 
-def _three(tensors: Sequence[Tensor | None]) -> tuple[int, int, int]:
+def three(tensors: Sequence[Tensor | None]) -> tuple[int, int, int]:
+    """Pointers to one tensor for each share of the channels, as the kernels' structs have them."""
     return (*map(pointer, tensors), *[0] * (MAX_SPLITS - len(tensors)))

@@ -144,16 +144,17 @@ def bn_neuron_backward_op(
     neuron = launch.Neuron(learned, reciprocal_tau, v_threshold, v_reset, alpha, surrogate)
     call = launch.Call(y, table, conv_bias, neuron, steps, repeated, pool, splits, heads)
     rows = y.new_empty((tables.GRADIENT_ROWS, 0), dtype=call.real)
+    summed = sums_needed or batch_statistics
     if y.numel() == 0:
-        wanted = y.shape[1] if sums_needed or batch_statistics else 0
+        wanted = y.shape[1] if summed else 0
         return torch.empty_like(y), rows.new_zeros((tables.GRADIENT_ROWS, wanted))
     grads = [grad.contiguous() if heads > 1 else like(grad, y) for grad in grads]
     count = tables.count(y) if batch_statistics else 0
     if pool:
         grad_max, places, partial = launch.pooled_backward(call, *grads)
-    elif sums_needed or batch_statistics:
+    elif summed:
         partial = launch.reduce(call, grads)
-    if sums_needed or batch_statistics:
+    if summed:
         rows = tables.gradients(partial, table, count)
     through = rows if batch_statistics else None
     if pool:

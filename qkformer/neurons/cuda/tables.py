@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qkformer.neurons.cuda import launch, loader
-from qkformer.neurons.cuda.launch import MAX_SPLITS, pointer
+from qkformer.neurons.cuda.launch import pointer, three
 from qkformer.neurons.cuda.loader import Variant
 
 COLUMNS = 32  # channels of a block that puts sums together, in tables.cu
@@ -36,8 +36,8 @@ def batch_norm(
     partial = launch.moments(y)
     channels = y.shape[1]
     table = partial.new_empty((NORM_ROWS, channels))
-    count = y.numel() // channels * repeats
-    unbias = count / max(1, count - 1)
+    values = count(y) * repeats
+    unbias = values / max(1, values - 1)
     reals = (eps, unbias, -1.0 if momentum is None else momentum, 0.0)
     tensors = (partial, table, weight, bias, conv_bias, None)
     _run("batch_norm", tensors, running, reals, partial.shape[1], channels, -(-channels // COLUMNS))
@@ -92,14 +92,10 @@ def _run(
     blocks: int,
 ) -> None:
     table = tensors[1]
-    shares = [p for buffers in running for p in _three(buffers)]
+    shares = [p for buffers in running for p in three(buffers)]
     per_share = channels // max(1, len(running[0]))
     argument = _STRUCTS[table.dtype].pack(
         *map(pointer, tensors), *shares, *reals, parts, channels, per_share
     )
     variant, device = Variant("tables", table.dtype), table.device
     loader.LAUNCHERS[device.type].launch(kernel, blocks, argument, variant, device)
-
-
-def _three(buffers: Sequence[Tensor]) -> list[int]:
-    return [*map(pointer, buffers), *[0] * (MAX_SPLITS - len(buffers))]
